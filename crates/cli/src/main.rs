@@ -1,0 +1,2 @@
+#![doc = "The `stillpoint` command."] 
+fn main() {}

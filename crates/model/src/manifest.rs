@@ -1,0 +1,187 @@
+//! What a backup says about itself: `/manifest.json` in its tree.
+//!
+//! A manifest never claims more than its evidence shows: `consistency` and `completeness` are
+//! derived by the coordinator from what was seen, and everything missing is listed in `gaps`.
+//! The format is versioned; readers refuse a version they do not know.
+
+use crate::ids::{BackupId, EnvironmentName, PartName, ProjectId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The version of the manifest's format that this program writes.
+pub const MANIFEST_VERSION: u32 = 1;
+
+/// The whole record of one backup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The format's version, [`MANIFEST_VERSION`].
+    pub version: u32,
+    /// The program that wrote it, with its version.
+    pub written_by: String,
+    /// The backup's id.
+    pub backup: BackupId,
+    /// The project it belongs to.
+    pub project: ProjectId,
+    /// The environment it is of.
+    pub environment: EnvironmentName,
+    /// The environment's type (`production`, `staging`, `development`).
+    pub environment_type: String,
+    /// When the backup was asked for.
+    pub created: Timestamp,
+    /// How its parts relate to one another in time.
+    pub consistency: Consistency,
+    /// Whether all that was asked for is in it.
+    pub completeness: Completeness,
+    /// Why `consistency` is less than consistent, if it is.
+    pub doubts: Vec<String>,
+    /// What is missing, if anything.
+    pub gaps: Vec<Gap>,
+    /// What proves the instant. Absent from a live backup: there was no hold.
+    pub evidence: Option<Evidence>,
+    /// Every captured part, services and mounts.
+    pub parts: Vec<Part>,
+    /// The Git commit that the code was at, where one was found. Code itself is not backed up.
+    pub code: Option<Code>,
+}
+
+/// How the parts of a backup relate to one another in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Consistency {
+    /// All parts are at one instant, and the evidence shows it.
+    Consistent,
+    /// The still point was held, but something was captured as a power cut would have left it.
+    CrashConsistent,
+    /// Nothing was held: each service is consistent in itself, not among services.
+    Live,
+}
+
+/// Whether everything that was asked for is in a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Completeness {
+    /// Nothing is missing.
+    Complete,
+    /// Something is missing; the manifest's `gaps` name it.
+    Partial,
+}
+
+/// One thing that is missing from a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// The part it is missing from.
+    pub part: PartName,
+    /// What is missing: a path, a database, a kind of object.
+    pub what: String,
+    /// Why.
+    pub why: String,
+}
+
+/// What proves a still point.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// The first gateway began to park requests.
+    pub hold_begin: Timestamp,
+    /// The last request in flight had ended, at all gateways.
+    pub drained: Timestamp,
+    /// All participants had been marked.
+    pub marked: Timestamp,
+    /// The last gateway let requests flow again.
+    pub hold_end: Timestamp,
+    /// Each gateway's own account.
+    pub gateways: Vec<GatewayEvidence>,
+    /// How long the services' counters were watched until they stood still, in microseconds.
+    pub settle_us: u64,
+    /// How many times the marks were taken; more than one where a write was seen between them.
+    pub mark_rounds: u32,
+    /// Writes seen between hold and release that nobody held, in words.
+    pub unheld_writes: Vec<String>,
+}
+
+impl Evidence {
+    /// First request parked to release, in milliseconds: what a user can feel.
+    pub fn hold_ms(&self) -> f64 {
+        milliseconds(self.hold_begin, self.hold_end)
+    }
+
+    /// Hold begin to the end of the last request in flight, in milliseconds.
+    pub fn drain_ms(&self) -> f64 {
+        milliseconds(self.hold_begin, self.drained)
+    }
+
+    /// End of the drain to release, in milliseconds (`hold_ms` = `drain_ms` + `mark_ms`).
+    pub fn mark_ms(&self) -> f64 {
+        milliseconds(self.drained, self.hold_end)
+    }
+}
+
+fn milliseconds(from: Timestamp, to: Timestamp) -> f64 {
+    (to.as_microsecond() - from.as_microsecond()) as f64 / 1000.0
+}
+
+/// One gateway's account of a hold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GatewayEvidence {
+    /// The gateway.
+    pub gateway: PartName,
+    /// It began to park requests.
+    pub hold_begin: Timestamp,
+    /// None was in flight any more.
+    pub drained: Timestamp,
+    /// It let requests flow again.
+    pub hold_end: Timestamp,
+    /// Requests in flight when the hold began.
+    pub in_flight_at_begin: u64,
+    /// Requests that arrived during the hold and waited.
+    pub held: u64,
+    /// Requests that arrived during the hold and were refused (more than `max_held` waited).
+    pub refused: u64,
+}
+
+/// One captured part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Its name; its data is below `/services/NAME` or `/mounts/NAME`.
+    pub name: PartName,
+    /// A service or a mount.
+    pub role: Role,
+    /// The type as in the configuration (`postgresql`, `sqlite`, `mount`).
+    pub kind: String,
+    /// Its instant.
+    pub marker: Marker,
+    /// What was found in prepare: versions of server and tools.
+    pub facts: BTreeMap<String, String>,
+    /// Bytes captured, before deduplication and compression.
+    pub bytes: u64,
+    /// How many files or tables those bytes are in.
+    pub items: u64,
+}
+
+/// What a captured part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Below `/services`.
+    Service,
+    /// Below `/mounts`.
+    Mount,
+}
+
+/// The instant that a participant fixed, in its own terms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marker {
+    /// When the mark was complete, by the clock of the machine that took it.
+    pub at: Timestamp,
+    /// The participant's own words for it: `lsn`, `snapshot`, `gtid`, `delta_files`, ...
+    pub values: BTreeMap<String, String>,
+}
+
+/// Where the code was; restore prints how to get it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Code {
+    /// The commit id.
+    pub commit: String,
+    /// The branch, if one was checked out.
+    pub branch: Option<String>,
+}

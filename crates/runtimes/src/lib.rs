@@ -1,0 +1,1 @@
+//! (purpose to be written)
