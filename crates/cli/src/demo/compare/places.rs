@@ -1,0 +1,183 @@
+//! Reading what each place holds, through that place's own client, and saying of every order
+//! whether it is what its number stands for. Nothing here goes through the shop.
+
+use super::PostgresPlace;
+use crate::demo::shop::{BoxError, Order};
+use rusqlite::{Connection, OpenFlags};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// How long to wait for a lock on the SQLite database.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// What one place holds.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    /// Its name: `sqlite`, `postgresql`, `uploads`.
+    pub(super) name: &'static str,
+    /// Every order found, with what is wrong with it.
+    pub(super) orders: BTreeMap<u64, Option<String>>,
+    /// What is wrong with the place itself.
+    pub(super) oddities: Vec<String>,
+}
+
+impl Place {
+    fn new(name: &'static str) -> Self {
+        Self { name, ..Self::default() }
+    }
+
+    fn add(&mut self, found: &Order) {
+        let wrong = differs(found, &Order::numbered(found.number));
+        if self.orders.insert(found.number, wrong).is_some() {
+            self.oddities
+                .push(format!("order {} is in {} more than once", found.number, self.name));
+        }
+    }
+}
+
+fn differs(found: &Order, right: &Order) -> Option<String> {
+    let (found, right) = (&found.body, &right.body);
+    if found.customer != right.customer {
+        Some(format!("the customer is {:?} instead of {:?}", found.customer, right.customer))
+    } else if found.item != right.item {
+        Some(format!("the item is {:?} instead of {:?}", found.item, right.item))
+    } else if found.amount != right.amount {
+        Some(format!("the amount is {} instead of {}", found.amount, right.amount))
+    } else {
+        None
+    }
+}
+
+/// Opens the SQLite database read-only and reads all its orders.
+pub(super) fn sqlite(path: &Path) -> Result<Place, BoxError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    let mut place = Place::new("sqlite");
+    let check: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+    if check != "ok" {
+        place.oddities.push(format!("sqlite says of itself: {check}"));
+    }
+    let mut statement = connection.prepare("SELECT number, customer, item, amount FROM orders")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let number = row.get::<_, i64>(0)?.cast_unsigned();
+        let body = crate::demo::shop::Body {
+            customer: row.get(1)?,
+            item: row.get(2)?,
+            amount: row.get(3)?,
+        };
+        place.add(&Order { number, body });
+    }
+    Ok(place)
+}
+
+/// Reads all orders with `psql`, and whether the next one could get an id.
+pub(super) fn postgres(postgres: &PostgresPlace) -> Result<Place, BoxError> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Line {
+        Order(Order),
+        Sequence { next: Option<i64>, highest: i64 },
+    }
+    let mut place = Place::new("postgresql");
+    // As JSON, one object a line: every text comes through unharmed.
+    let rows = psql(
+        postgres,
+        "SELECT json_build_object('number', number, 'customer', customer, 'item', item, \
+         'amount', amount) FROM orders; \
+         SELECT json_build_object( \
+         'next', (SELECT last_value + is_called::int FROM orders_id_seq), \
+         'highest', (SELECT coalesce(max(id), 0) FROM orders))",
+    )?;
+    for row in rows.lines() {
+        match serde_json::from_str(row)? {
+            Line::Order(order) => place.add(&order),
+            Line::Sequence { next, highest } => {
+                if next.is_none_or(|next| next <= highest) {
+                    place.oddities.push(format!(
+                        "the next order in postgresql would get the id {}, but ids up to {highest} \
+                         are taken: its sequence was not restored",
+                        next.unwrap_or(0)
+                    ));
+                }
+            }
+        }
+    }
+    Ok(place)
+}
+
+/// Runs SQL with `psql` in one transaction and returns what it prints.
+pub(super) fn psql(postgres: &PostgresPlace, sql: &str) -> Result<String, BoxError> {
+    let mut command = Command::new(&postgres.psql);
+    command
+        .args(["--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--quiet"])
+        .args(["--set", "ON_ERROR_STOP=1", "--dbname", &postgres.target.url, "--command", sql])
+        // Settings of whoever runs the demo must not reach the demo's own server.
+        .env_clear()
+        .envs([("PATH", "/usr/bin:/bin"), ("LC_ALL", "C"), ("PGCLIENTENCODING", "UTF8")])
+        .stdin(Stdio::null());
+    if let Some(password) = &postgres.target.password {
+        command.env("PGPASSWORD", password);
+    }
+    let output =
+        command.output().map_err(|error| format!("start {}: {error}", postgres.psql.display()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("psql ended with {}: {}", output.status, said.trim()).into());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Reads every file of the uploads directory. Names that begin with `.stillpoint` are not the
+/// shop's and left out. Returns the files that are no confirmations too, by their path.
+pub(super) fn uploads(root: &Path) -> Result<(Place, BTreeMap<PathBuf, Vec<u8>>), BoxError> {
+    let mut place = Place::new("uploads");
+    let mut others = BTreeMap::new();
+    let mut directories = vec![PathBuf::new()];
+    while let Some(directory) = directories.pop() {
+        let above = root.join(&directory);
+        for entry in fs::read_dir(&above).map_err(|error| at(&above, &error))? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(b".stillpoint") {
+                continue;
+            }
+            let path = directory.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let content = fs::read(root.join(&path)).map_err(|error| at(&path, &error))?;
+            match confirmed(&path) {
+                Some(number) => {
+                    let right = Order::numbered(number).confirmation();
+                    let wrong = (content != right.as_bytes()).then(|| {
+                        format!("{} holds {} bytes, not its {}", path.display(), content.len(), {
+                            right.len()
+                        })
+                    });
+                    place.orders.insert(number, wrong);
+                }
+                None => {
+                    others.insert(path, content);
+                }
+            }
+        }
+    }
+    Ok((place, others))
+}
+
+fn at(path: &Path, error: &std::io::Error) -> String {
+    format!("read {}: {error}", path.display())
+}
+
+/// The number of the order whose confirmation has exactly this path.
+fn confirmed(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    let number = name.strip_prefix("order-")?.strip_suffix(".txt")?.parse().ok()?;
+    (Path::new(&Order::numbered(number).path()) == path).then_some(number)
+}
