@@ -1,0 +1,132 @@
+//! A client's connection, with two things that hyper does not tell: when everything that was
+//! written has really left, and whether a client whose body nobody reads is still there.
+//!
+//! hyper drops a response's body when its last byte is in hyper's buffer, which may be long before
+//! a slow client took it. So seats of ended responses wait in [`Leaving`] until hyper flushes,
+//! which it does only after all of its buffer was written.
+
+use crate::gate::Seat;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// How often a silent client is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Seats of responses that are complete, but perhaps not written yet.
+#[derive(Default)]
+pub(crate) struct Leaving(Mutex<Vec<Seat>>);
+
+impl Leaving {
+    pub(crate) fn push(&self, seat: Seat) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(seat);
+    }
+
+    fn take(&self) -> Vec<Seat> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A client's connection as hyper uses it.
+pub(crate) struct ClientStream {
+    stream: Arc<TcpStream>,
+    leaving: Arc<Leaving>,
+}
+
+impl ClientStream {
+    pub(crate) fn new(stream: TcpStream) -> (Self, ClientProbe, Arc<Leaving>) {
+        let stream = Arc::new(stream);
+        let leaving = Arc::<Leaving>::default();
+        let probe = ClientProbe(stream.clone());
+        (Self { stream, leaving: leaving.clone() }, probe, leaving)
+    }
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        // The client is gone: what was not written never will be.
+        drop(self.leaving.take());
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read_buf(buf) {
+                Ok(_) => return Poll::Ready(Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match self.stream.try_write_vectored(bufs) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        drop(self.leaving.take());
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let done = rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Write);
+        Poll::Ready(done.map_err(io::Error::from))
+    }
+}
+
+/// Sees whether a client has hung up, without reading what it sent.
+#[derive(Clone)]
+pub(crate) struct ClientProbe(Arc<TcpStream>);
+
+impl ClientProbe {
+    /// Ends once the client has closed its side. hyper notices that by itself only for requests
+    /// whose body has been read, and bodies of parked requests are left unread on purpose.
+    pub(crate) async fn gone(&self) {
+        while !self.hung_up() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.0, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A failed look proves nothing; there will be another.
+        poll(&mut fds, Some(&now)).is_ok()
+            && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+    }
+}

@@ -1,0 +1,134 @@
+//! The gateway's life: it takes its address and its control socket, serves, and ends gracefully.
+//!
+//! Ending: no new connection is accepted, a hold that is on ends (its coordinator is told that it
+//! ran out), requests that waited and requests in flight are finished, and what is still open
+//! after [`GRACE`] is closed.
+
+use crate::control_socket::ControlSocket;
+use crate::gate::Gate;
+use crate::options::{GatewayError, GatewayOptions};
+use crate::proxy::{ClientStream, Visitor};
+use crate::upstream::Pool;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// How long requests in flight have when the gateway is told to stop.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// How long a connection may idle, or take to send a request's head. Longer than proxies in front
+/// keep idle connections (nginx: 60 s), so that they are the ones to close.
+const IDLE: Duration = Duration::from_secs(75);
+
+/// A gateway that has its address and its control socket, and does not serve yet.
+pub struct Gateway {
+    listener: TcpListener,
+    address: SocketAddr,
+    control: ControlSocket,
+    options: GatewayOptions,
+}
+
+impl Gateway {
+    /// Takes the address for requests and makes the control socket.
+    pub async fn bind(options: GatewayOptions) -> Result<Self, GatewayError> {
+        for (option, zero) in
+            [("max_hold", options.max_hold.is_zero()), ("max_held", options.max_held == 0)]
+        {
+            if zero {
+                return Err(GatewayError::Zero { option });
+            }
+        }
+        let failed = |source| GatewayError::Listen { address: options.listen, source };
+        let listener = TcpListener::bind(options.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let control = ControlSocket::bind(&options.control).await?;
+        Ok(Self { listener, address, control, options })
+    }
+
+    /// Where it accepts requests.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` ends, then finishes what is in flight.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
+        let Self { listener, address, control, options } = self;
+        let gate = Gate::new(options.max_held, Pool::new(options.upstream.clone()));
+        let (stop, stopping) = watch::channel(());
+        let timer = tokio::spawn(gate.clone().keep_time());
+        let control = tokio::spawn(control.serve(gate.clone(), Arc::new(options.clone())));
+        tracing::info!(gateway = %options.name, %address, upstream = %options.upstream, "serving");
+
+        let mut shutdown = pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = &mut shutdown => break,
+            };
+            match accepted {
+                Ok((stream, client)) => {
+                    tokio::spawn(connection(gate.clone(), stream, client, stopping.clone()));
+                }
+                Err(error) => {
+                    // Out of descriptors, or a client that left early. Connections that are open
+                    // go on; spinning would only take their time.
+                    tracing::warn!(%error, "could not accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+
+        tracing::info!(gateway = %options.name, "stopping");
+        drop(listener);
+        gate.transition(|state, now| ((), state.shut_down(now)));
+        drop(stopping);
+        stop.send_replace(());
+        if tokio::time::timeout(GRACE, stop.closed()).await.is_err() {
+            tracing::warn!(gateway = %options.name, "closing connections that did not end in time");
+        }
+        control.abort();
+        // The control socket is removed when its task has really ended.
+        let _ = control.await;
+        timer.abort();
+        Ok(())
+    }
+}
+
+async fn connection(
+    gate: Arc<Gate>,
+    stream: TcpStream,
+    client: SocketAddr,
+    mut stopping: watch::Receiver<()>,
+) {
+    // Failing to set an option leaves a connection that works, only with a delay.
+    let _ = stream.set_nodelay(true);
+    let (stream, probe, leaving) = ClientStream::new(stream);
+    let visitor = Arc::new(Visitor { gate, client, probe, leaving });
+    let service = service_fn(move |request| {
+        let visitor = visitor.clone();
+        async move { visitor.answer(request).await }
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+    );
+    let result = tokio::select! {
+        result = &mut connection => result,
+        _ = stopping.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%client, %error, "a client's connection ended early");
+    }
+}
