@@ -87,10 +87,30 @@ name!(
     PartName,
     "name",
     "letters, digits, `_` and `-` only, 1 to 64 of them, beginning with a letter or digit",
-    |s| (1..=64).contains(&s.len())
+    is_part_name
+);
+
+name!(
+    /// A region's name: a named set of locations.
+    RegionName,
+    "region name",
+    "letters, digits, `_` and `-` only, 1 to 64 of them, beginning with a letter or digit",
+    is_part_name
+);
+
+name!(
+    /// A location's name: one data centre's store.
+    LocationName,
+    "location name",
+    "letters, digits, `_` and `-` only, 1 to 64 of them, beginning with a letter or digit",
+    is_part_name
+);
+
+fn is_part_name(s: &str) -> bool {
+    (1..=64).contains(&s.len())
         && s.as_bytes()[0].is_ascii_alphanumeric()
         && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
-);
+}
 
 /// The alphabet of RFC 4648 base 32, in lower case.
 const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";

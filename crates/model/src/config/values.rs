@@ -1,0 +1,286 @@
+//! Readers of single values: durations, addresses, URLs, paths. None of their refusals repeats a
+//! URL, since it could hold a password.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Why a value cannot be, and what could.
+pub(super) struct Refusal {
+    pub(super) problem: String,
+    pub(super) hint: Option<String>,
+}
+
+impl Refusal {
+    pub(super) fn new(problem: impl Into<String>) -> Self {
+        Self { problem: problem.into(), hint: None }
+    }
+
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub(super) fn unsupported(what: &str) -> Self {
+        Self::new(format!("{what} is not supported by this version yet"))
+            .hint("remove it if backups may do without it")
+    }
+
+    pub(super) fn not_one_of(given: &str, known: &[&str]) -> Self {
+        let one_of = format!("one of: {}", list_of(known));
+        Self::new(format!("`{given}` is not a value that this key can have")).hint(
+            match closest(given, known) {
+                Some(near) => format!("did you mean `{near}`? It is {one_of}"),
+                None => format!("it is {one_of}"),
+            },
+        )
+    }
+}
+
+/// `a, b, c`.
+pub(super) fn list_of(words: &[&str]) -> String {
+    words.join(", ")
+}
+
+/// The known word that was probably meant.
+pub(super) fn closest<'w>(given: &str, known: &[&'w str]) -> Option<&'w str> {
+    let given = given.to_lowercase().replace('-', "_");
+    let (distance, near) =
+        known.iter().map(|word| (edit_distance(&given, word), *word)).min_by_key(|pair| pair.0)?;
+    let limit = 1 + near.len() / 4;
+    (distance <= limit && distance < near.len()).then_some(near)
+}
+
+/// How many insertions, removals, replacements and swaps of neighbours lead from `a` to `b`
+/// (optimal string alignment).
+fn edit_distance(a: &str, b: &str) -> usize {
+    let a: Vec<char> = a.chars().collect();
+    let b: Vec<char> = b.chars().collect();
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let mut cost = (last[j - 1] + usize::from(a[i - 1] != b[j - 1]))
+                .min(last[j] + 1)
+                .min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                cost = cost.min(before[j - 2] + 1);
+            }
+            row.push(cost);
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    last[b.len()]
+}
+
+/// `10s`, `500ms`, `2m`, `1h`, `1m30s`; more than nothing.
+pub(super) fn duration(given: &str) -> Result<Duration, Refusal> {
+    let invalid =
+        || Refusal::new(format!("`{given}` is not a duration")).hint("write 10s, 500ms, 2m or 1h");
+    let mut total = Duration::ZERO;
+    let mut rest = given;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
+        let (count, after) = rest.split_at(digits);
+        let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit_end);
+        let milliseconds: u64 = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(invalid()),
+        };
+        let count: u64 = count.parse().map_err(|_| invalid())?;
+        let part = count.checked_mul(milliseconds).ok_or_else(invalid)?;
+        total = total.checked_add(Duration::from_millis(part)).ok_or_else(invalid)?;
+        rest = after;
+    }
+    if total.is_zero() {
+        return Err(Refusal::new("must be more than 0").hint("write 10s, 500ms, 2m or 1h"));
+    }
+    Ok(total)
+}
+
+/// `ADDRESS:PORT` to listen at.
+pub(super) fn listen(given: &str) -> Result<SocketAddr, Refusal> {
+    given.parse().map_err(|_| {
+        let port = given.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
+        let port = port.unwrap_or(8000);
+        Refusal::new(format!("`{given}` is not an IP address with a port")).hint(format!(
+            "write \"127.0.0.1:{port}\" for this host only, \"0.0.0.0:{port}\" for every network"
+        ))
+    })
+}
+
+/// The application's address, `http://HOST[:PORT]`. The gateway's own reading agrees with this.
+pub(super) fn upstream(given: &str) -> Result<String, Refusal> {
+    let form = "write \"http://HOST:PORT\"";
+    let Some(rest) = given.strip_prefix("http://") else {
+        return Err(if given.starts_with("https://") {
+            Refusal::unsupported("https to the application").hint(form)
+        } else {
+            Refusal::new("this is not the URL of a web application").hint(form)
+        });
+    };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    if rest.contains(['/', '?', '#']) {
+        return Err(Refusal::new("an upstream has no path: requests keep their own").hint(form));
+    }
+    let (host, port) = host_and_port(rest).map_err(|refusal| refusal.hint(form))?;
+    if host.is_empty() || port == Some(0) {
+        return Err(Refusal::new("the URL lacks a host, or its port is 0").hint(form));
+    }
+    Ok(given.to_owned())
+}
+
+fn host_and_port(authority: &str) -> Result<(&str, Option<u16>), Refusal> {
+    let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, rest)) => (host, rest.strip_prefix(':')),
+        None => match authority.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, None),
+        },
+    };
+    let valid = |c: char| c.is_ascii_alphanumeric() || "-._~%:".contains(c);
+    if !host.chars().all(valid) {
+        return Err(Refusal::new("the URL's host has characters that no host has"));
+    }
+    let port = match port {
+        None => None,
+        Some(port) => Some(
+            port.parse()
+                .map_err(|_| Refusal::new("the URL's port is not a number from 1 to 65535"))?,
+        ),
+    };
+    Ok((host, port))
+}
+
+/// A PostgreSQL URL without a password. The name of the database in it, if any, comes with it.
+pub(super) fn postgresql_url(given: &str) -> Result<(String, Option<String>), Refusal> {
+    let form = "write \"postgres://USER@HOST:PORT/DATABASE\"";
+    let refuse = |problem: &str| Refusal::new(problem).hint(form);
+    let rest = ["postgres://", "postgresql://"]
+        .iter()
+        .find_map(|scheme| given.strip_prefix(scheme))
+        .ok_or_else(|| refuse("this is not a PostgreSQL URL"))?;
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    // A password may hold a `/` that should have been escaped: look for the last `@`.
+    let (user, rest) = rest.rsplit_once('@').ok_or_else(|| refuse("the URL names no user"))?;
+    let parameter = |name: &str| {
+        query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)
+    };
+    if user.contains(':') || parameter("password").is_some() {
+        return Err(Refusal::new("a password does not belong in this file").hint(
+            "take it out of the URL, put it into an environment variable, and name that with \
+             `password_env`",
+        ));
+    }
+    if user.is_empty() || user.contains('/') {
+        return Err(refuse("the URL names no user"));
+    }
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    if authority.contains(',') {
+        return Err(refuse("the URL names several hosts; a backup is of one server"));
+    }
+    let (host, port) = host_and_port(authority).map_err(|refusal| refusal.hint(form))?;
+    if host.is_empty() && parameter("host").is_none() {
+        return Err(refuse("the URL names no host"));
+    }
+    if port == Some(0) {
+        return Err(refuse("the URL's port is not a number from 1 to 65535"));
+    }
+    if database.contains('/') {
+        return Err(refuse("the URL's path is more than a database's name"));
+    }
+    let database = (!database.is_empty()).then(|| database.to_owned());
+    Ok((given.to_owned(), database))
+}
+
+/// The name of an environment variable. What was given is not repeated: it may be the secret
+/// itself.
+pub(super) fn variable_name(given: &str) -> Result<String, Refusal> {
+    let mut bytes = given.bytes();
+    let valid = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if valid {
+        return Ok(given.to_owned());
+    }
+    Err(Refusal::new("this is not the name of an environment variable")
+        .hint("write the variable's name, like SHOP_DB_PASSWORD, not its value, and no `$`"))
+}
+
+/// A location's URL: for now an absolute `file://` one.
+pub(super) fn directory_url(given: &str) -> Result<PathBuf, Refusal> {
+    let form = "write \"file:///PATH\"";
+    let Some(rest) = given.strip_prefix("file://") else {
+        return Err(match given.split_once("://") {
+            Some((scheme @ ("s3" | "gs" | "az" | "rest" | "http" | "https" | "sftp"), _)) => {
+                Refusal::unsupported(&format!("a location at `{scheme}://`"))
+                    .hint(format!("{form}: a directory, which may be a mounted file system"))
+            }
+            _ => Refusal::new("this is not the URL of a location").hint(form),
+        });
+    };
+    let path = rest.strip_prefix("localhost").unwrap_or(rest);
+    if !path.starts_with('/') {
+        return Err(Refusal::new("a file URL has an absolute path").hint(form));
+    }
+    percent_decoded(path)
+        .map(PathBuf::from)
+        .ok_or_else(|| Refusal::new("the URL has a `%` that is not followed by two digits"))
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut decoded = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+            decoded.push((digit(rest.next())? * 16 + digit(rest.next())?) as u8);
+        } else {
+            decoded.push(byte);
+        }
+    }
+    String::from_utf8(decoded).ok()
+}
+
+/// A path, as it stands.
+pub(super) fn path(given: &str) -> Result<PathBuf, Refusal> {
+    if given.contains('\0') {
+        return Err(Refusal::new("a path has no zero bytes"));
+    }
+    if given.starts_with('~') {
+        return Err(Refusal::new("`~` is a shell's word, not a directory")
+            .hint("write the whole path, or one relative to this file"));
+    }
+    Ok(PathBuf::from(given))
+}
+
+/// Whether a pattern of a mount's `exclude` leaves out the file `relative` to the mount. `*` stands
+/// for anything but `/`.
+pub(super) fn excludes(pattern: &str, relative: &str) -> bool {
+    let pattern = pattern.strip_prefix('/').map_or(pattern, |rooted| rooted);
+    let subject = if pattern.contains('/') {
+        relative
+    } else {
+        relative.rsplit('/').next().unwrap_or(relative)
+    };
+    glob(pattern.as_bytes(), subject.as_bytes())
+}
+
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    match pattern.split_first() {
+        None => text.is_empty(),
+        Some((b'*', rest)) => (0..=text.len())
+            .take_while(|end| !text[..*end].contains(&b'/'))
+            .any(|end| glob(rest, &text[end..])),
+        Some((b'?', rest)) => {
+            text.split_first().is_some_and(|(first, text)| *first != b'/' && glob(rest, text))
+        }
+        Some((byte, rest)) => {
+            text.split_first().is_some_and(|(first, text)| first == byte && glob(rest, text))
+        }
+    }
+}
