@@ -133,8 +133,7 @@ pub(super) fn psql(postgres: &PostgresPlace, sql: &str) -> Result<String, BoxErr
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Reads every file of the uploads directory. Names that begin with `.stillpoint` are not the
-/// shop's and left out. Returns the files that are no confirmations too, by their path.
+/// Reads every file of the uploads directory, without what is Stillpoint's own (`.stillpoint-*`). Returns the files that are no confirmations too, by their path.
 pub(super) fn uploads(root: &Path) -> Result<(Place, BTreeMap<PathBuf, Vec<u8>>), BoxError> {
     let mut place = Place::new("uploads");
     let mut others = BTreeMap::new();
@@ -143,10 +142,11 @@ pub(super) fn uploads(root: &Path) -> Result<(Place, BTreeMap<PathBuf, Vec<u8>>)
         let above = root.join(&directory);
         for entry in fs::read_dir(&above).map_err(|error| at(&above, &error))? {
             let entry = entry?;
-            if entry.file_name().as_encoded_bytes().starts_with(b".stillpoint") {
+            let path = directory.join(entry.file_name());
+            // At the top only: that is where a restore keeps what it puts aside.
+            if path.as_os_str().as_encoded_bytes().starts_with(b".stillpoint-") {
                 continue;
             }
-            let path = directory.join(entry.file_name());
             if entry.file_type()?.is_dir() {
                 directories.push(path);
                 continue;

@@ -1,13 +1,15 @@
 //! The load against the real shop, and against servers that misbehave.
 
 use super::*;
+use crate::demo::compare::{Restored, compare};
 use crate::demo::ledger::Ledger;
+use crate::demo::shop;
 use crate::demo::shop::tests::{RunningShop, options_in};
-use crate::demo::shop::{self};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream as Stream};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use tokio::sync::oneshot;
 
 fn options(target: SocketAddr, directory: &Path) -> LoadOptions {
@@ -194,4 +196,90 @@ fn a_shop_that_is_not_there_or_not_well_is_said_before_anything_is_sent() {
         .unwrap_err();
     assert!(error.to_string().contains("not well"), "{error}");
     assert_eq!(asked.lock().unwrap().keys().collect::<Vec<_>>(), ["/health"]);
+}
+
+/// Plays both parts: started without the variable it starts itself as the load's process.
+#[test]
+fn a_load_that_is_killed_leaves_a_readable_prefix_and_one_whose_parent_is_gone_ends_in_order() {
+    const TARGET: &str = "STILLPOINT_TEST_LOAD_TARGET";
+    const LOG: &str = "STILLPOINT_TEST_LOAD_LOG";
+    if let (Ok(target), Some(log)) = (std::env::var(TARGET), std::env::var_os(LOG)) {
+        let directory = Path::new(&log).parent().unwrap();
+        let options = options(target.parse().unwrap(), directory);
+        run(&LoadOptions { log: log.into(), stop_on_stdin_eof: true, ..options }).unwrap();
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let start = |shop: &RunningShop, log: &Path| {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg(concat!(
+                "demo::load::tests::a_load_that_is_killed_leaves_a_readable_prefix",
+                "_and_one_whose_parent_is_gone_ends_in_order"
+            ))
+            .env(TARGET, shop.address.to_string())
+            .env(LOG, log)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        (child, lines.map_while(Result::ok))
+    };
+    let progress =
+        |line: &String| serde_json::from_str::<Progress>(line).ok().filter(|p| p.acknowledged > 0);
+
+    let log = directory.path().join("killed");
+    let shop = RunningShop::start(&options_in(&directory.path().join("a")));
+    let (mut child, mut lines) = start(&shop, &log);
+    let first = lines.find_map(|line| progress(&line)).unwrap();
+    // Whatever a line of progress told is in the log when the next one comes.
+    lines.find_map(|line| progress(&line)).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let ledger = Ledger::read(&log).unwrap();
+    assert!(!ledger.complete);
+    assert!(ledger.orders.len() as u64 >= first.acknowledged);
+
+    // Another shop: the first one may still be writing what the killed load ordered last.
+    let log = directory.path().join("ended");
+    let shop = RunningShop::start(&options_in(&directory.path().join("b")));
+    let (mut child, mut lines) = start(&shop, &log);
+    lines.find_map(|line| progress(&line)).unwrap();
+    drop(child.stdin.take());
+    let summary: Summary = lines.find_map(|line| serde_json::from_str(&line).ok()).unwrap();
+    assert!(child.wait().unwrap().success());
+    let ledger = Ledger::read(&log).unwrap();
+    assert!(ledger.complete);
+    assert_eq!(ledger.orders.len() as u64, summary.requests_total);
+    assert_eq!(summary.requests_failed, 0, "{:?}", summary.failures);
+}
+
+#[test]
+fn what_a_load_was_told_is_what_the_comparison_finds() {
+    let directory = tempfile::tempdir().unwrap();
+    let shop_options = options_in(directory.path());
+    shop::seed(&shop_options, 10).unwrap();
+    let shop = RunningShop::start(&shop_options);
+    let (summary, _) =
+        run_until(&options(shop.address, directory.path()), |p| p.acknowledged >= 100);
+    let ledger = Ledger::read(&directory.path().join("ledger")).unwrap();
+    let restored = Restored {
+        sqlite: shop_options.sqlite,
+        postgres: None,
+        uploads: shop_options.uploads,
+        seeded: 10,
+    };
+    let now = jiff::Timestamp::now();
+    let comparison = compare(&ledger, now, now, &restored).unwrap();
+    assert_eq!(comparison.problems, Vec::<String>::new());
+    assert_eq!(comparison.orders_found, 10 + summary.requests_total);
+
+    // Had the hold begun halfway, the later half would be too much.
+    let mut sent: Vec<i64> = ledger.orders.iter().map(|line| line.sent_us).collect();
+    sent.sort_unstable();
+    let half = jiff::Timestamp::from_microsecond(sent[sent.len() / 2]).unwrap();
+    let comparison = compare(&ledger, half, half, &restored).unwrap();
+    assert!(comparison.sent_after > 0);
+    assert!(!comparison.identical());
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// How long the first order of a group waits for others.
-const GATHER: Duration = Duration::from_millis(6);
+const GATHER: Duration = Duration::from_millis(3);
 /// How many orders share one commit at most.
 const GROUP: usize = 128;
 /// How long a statement waits for a lock, such as that of a restore into the live file.
