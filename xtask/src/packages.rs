@@ -1,0 +1,150 @@
+//! The Debian packages that tests need, and how they are installed.
+//!
+//! PostgreSQL's package starts a server of its own when it is installed. Tests start theirs in
+//! directories of their own, so that one is prevented: by a drop-in file that is there only while
+//! apt-get runs. An installation that exists already is left as it is.
+
+use crate::{Failure, Outcome};
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Something that tests start.
+struct Need {
+    package: &'static str,
+    what: &'static str,
+    found: fn() -> bool,
+}
+
+const NEEDS: [Need; 3] = [
+    Need { package: "postgresql", what: "PostgreSQL's server and pg_dump", found: has_postgresql },
+    Need { package: "restic", what: "restic", found: || in_path("restic") },
+    Need { package: "git", what: "git", found: || in_path("git") },
+];
+
+/// Debian's file is read by `pg_createcluster` at installation.
+const NO_CLUSTER_DIR: &str = "/etc/postgresql-common/createcluster.d";
+const NO_CLUSTER_FILE: &str = "stillpoint-tests-need-no-cluster.conf";
+
+/// Installs what is missing, if it may.
+pub(crate) fn provide(install: bool) -> Outcome {
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|need| need.what).collect();
+    let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    let sudo = if is_root() { "" } else { "sudo " };
+    let advice = format!(
+        "tests need {}. Install:\n\n    {sudo}apt-get update && {sudo}apt-get install -y \
+         --no-install-recommends {}\n",
+        names.join(", "),
+        packages.join(" "),
+    );
+    if !install {
+        return Err(Failure::Usage(advice));
+    }
+    if !is_root() {
+        return Err(Failure::Usage(format!("only root may install packages; {advice}")));
+    }
+    if !in_path("apt-get") {
+        return Err(Failure::Usage(format!(
+            "there is no apt-get here: install with this system's own means. {advice}"
+        )));
+    }
+    eprintln!("xtask: installing {}", packages.join(" "));
+    let guard = NoCluster::begin();
+    let installed = apt_get(&["update"]) && {
+        let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+        arguments.extend(&packages);
+        apt_get(&arguments)
+    };
+    drop(guard);
+    let left: Vec<&str> = self::missing().iter().map(|need| need.what).collect();
+    if left.is_empty() {
+        Ok(())
+    } else if installed {
+        Err(Failure::Usage(format!("installed, but still not found: {}", left.join(", "))))
+    } else {
+        Err(Failure::Usage(format!("apt-get failed; {advice}")))
+    }
+}
+
+fn missing() -> Vec<&'static Need> {
+    NEEDS.iter().filter(|need| !(need.found)()).collect()
+}
+
+fn apt_get(arguments: &[&str]) -> bool {
+    let status =
+        Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// While this lives, installing PostgreSQL makes no cluster.
+struct NoCluster {
+    file: PathBuf,
+    made_dirs: Vec<PathBuf>,
+}
+
+impl NoCluster {
+    fn begin() -> Self {
+        let dir = Path::new(NO_CLUSTER_DIR);
+        let made_dirs: Vec<PathBuf> =
+            dir.ancestors().take_while(|dir| !dir.exists()).map(Path::to_owned).collect();
+        let file = dir.join(NO_CLUSTER_FILE);
+        let written = fs::create_dir_all(dir).and_then(|()| {
+            #[allow(clippy::disallowed_methods, reason = "removed again in a minute")]
+            fs::write(&file, "create_main_cluster = false\n")
+        });
+        if let Err(error) = written {
+            eprintln!("xtask: {}: {error}; a PostgreSQL server may be started", file.display());
+        }
+        Self { file, made_dirs }
+    }
+}
+
+impl Drop for NoCluster {
+    fn drop(&mut self) {
+        // What cannot be removed does no harm. Directories in use by the package stay.
+        let _ = fs::remove_file(&self.file);
+        for dir in &self.made_dirs {
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+/// A complete server installation: where Debian puts it, or in `PATH`.
+fn has_postgresql() -> bool {
+    let complete = |dir: &Path| {
+        ["postgres", "initdb", "pg_dump", "psql"].iter().all(|tool| dir.join(tool).is_file())
+    };
+    let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    debian.map(|entry| entry.path().join("bin")).chain(path_dirs()).any(|dir| complete(&dir))
+}
+
+fn in_path(program: &str) -> bool {
+    path_dirs().any(|dir| dir.join(program).is_file())
+}
+
+fn path_dirs() -> impl Iterator<Item = PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).collect::<Vec<_>>().into_iter()
+}
+
+/// By the owner of this process's own entry in `/proc`: the standard library has no `geteuid`.
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_nowhere_is_missing() {
+        assert!(in_path("sh"));
+        assert!(!in_path("no-program-has-this-name"));
+    }
+}
