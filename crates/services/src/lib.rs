@@ -10,6 +10,7 @@
 //! from a [`Source`], as named streams.
 
 mod error;
+pub mod postgresql;
 mod restore;
 mod stream;
 

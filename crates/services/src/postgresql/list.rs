@@ -1,0 +1,246 @@
+//! What there is in a database: tables, sequences, and the database's own properties.
+//!
+//! All queries work in every version from 10 on. They read catalogs only, and lock no table.
+
+use std::collections::BTreeMap;
+
+use postgres::{Client, Row};
+
+use super::catalog::{Grant, Properties, Sequence, Setting};
+use super::connection::Session;
+use super::names::{literal, qualified};
+
+/// Tables and sequences that are neither the system's own, nor temporary, nor an extension's (but
+/// for those that the extension declares to hold the user's data).
+const OURS: &str = "\
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    LEFT JOIN pg_depend e ON e.classid = 'pg_class'::regclass AND e.objid = c.oid \
+        AND e.objsubid = 0 AND e.deptype = 'e' \
+    LEFT JOIN pg_extension x ON x.oid = e.refobjid \
+    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') \
+    AND c.relpersistence <> 't' AND (e.objid IS NULL OR c.oid = ANY (x.extconfig))";
+
+/// A table, as prepare finds it.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) schema: String,
+    pub(super) name: String,
+    /// False for a partitioned table: its rows are in its partitions.
+    pub(super) has_rows: bool,
+    /// Size in pages, as last estimated.
+    pub(super) pages: i32,
+    pub(super) columns: Vec<String>,
+    pub(super) condition: Option<String>,
+    pub(super) readable: bool,
+    /// A row policy hides rows from this role.
+    pub(super) filtered: bool,
+}
+
+impl Found {
+    pub(super) fn qualified(&self) -> String {
+        qualified(&self.schema, &self.name)
+    }
+}
+
+pub(super) fn tables(session: &mut Session) -> Result<BTreeMap<u32, Found>, postgres::Error> {
+    let generated = if session.version >= 120_000 { "AND a.attgenerated = ''" } else { "" };
+    let rows = session.client.query(
+        &format!(
+            "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'r', c.relpages, \
+             ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid \
+                   AND a.attnum > 0 AND NOT a.attisdropped {generated} ORDER BY a.attnum), \
+             x.extcondition[array_position(x.extconfig, c.oid)], \
+             has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'), \
+             row_security_active(c.oid) \
+             {OURS} AND c.relkind IN ('r', 'p')"
+        ),
+        &[],
+    )?;
+    Ok(rows.iter().map(|row| (row.get(0), found(row))).collect())
+}
+
+fn found(row: &Row) -> Found {
+    Found {
+        schema: row.get(1),
+        name: row.get(2),
+        has_rows: row.get(3),
+        pages: row.get(4),
+        columns: row.get(5),
+        condition: row.get::<_, Option<String>>(6).filter(|text| !text.is_empty()),
+        readable: row.get(7),
+        filtered: row.get(8),
+    }
+}
+
+/// The tables' oids and the sequences' names, in one cheap query: for the mark.
+pub(super) fn present(
+    client: &mut Client,
+) -> Result<(Vec<u32>, Vec<(String, String)>), postgres::Error> {
+    let rows = client.query(
+        &format!(
+            "SELECT c.oid, c.relkind = 'S', n.nspname::text, c.relname::text \
+             {OURS} AND c.relkind IN ('r', 'p', 'S') ORDER BY n.nspname, c.relname"
+        ),
+        &[],
+    )?;
+    let mut tables = Vec::new();
+    let mut sequences = Vec::new();
+    for row in rows {
+        if row.get(1) {
+            sequences.push((row.get(2), row.get(3)));
+        } else {
+            tables.push(row.get(0));
+        }
+    }
+    Ok((tables, sequences))
+}
+
+/// Sequences that this role may not read.
+pub(super) fn unreadable_sequences(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
+    let rows = client.query(
+        &format!(
+            "SELECT n.nspname::text, c.relname::text {OURS} AND c.relkind = 'S' \
+             AND NOT (has_schema_privilege(n.oid, 'USAGE') \
+                      AND has_sequence_privilege(c.oid, 'SELECT'))"
+        ),
+        &[],
+    )?;
+    Ok(rows.iter().map(|row| qualified(row.get(0), row.get(1))).collect())
+}
+
+/// The one query that reads the values of all `sequences`.
+pub(super) fn sequence_values(sequences: &[(String, String)]) -> String {
+    let parts: Vec<String> = sequences
+        .iter()
+        .enumerate()
+        .map(|(index, (schema, name))| {
+            format!("SELECT {index}, last_value, is_called FROM {}", qualified(schema, name))
+        })
+        .collect();
+    parts.join(" UNION ALL ")
+}
+
+/// Reads the values; `query` is what [`sequence_values`] made of `sequences`.
+pub(super) fn read_sequences(
+    client: &mut Client,
+    query: &str,
+    sequences: &[(String, String)],
+) -> Result<Vec<Sequence>, postgres::Error> {
+    if sequences.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut values = Vec::with_capacity(sequences.len());
+    for row in client.query(query, &[])? {
+        let index: i32 = row.get(0);
+        let (schema, name) = &sequences[usize::try_from(index).unwrap_or_default()];
+        values.push(Sequence {
+            schema: schema.clone(),
+            name: name.clone(),
+            last_value: row.get(1),
+            is_called: row.get(2),
+        });
+    }
+    values.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
+    Ok(values)
+}
+
+/// The properties of `database`, from a session in any database; `None` where there is no such.
+pub(super) fn properties(
+    client: &mut Client,
+    database: &str,
+) -> Result<Option<Properties>, postgres::Error> {
+    // Columns that only newer versions have are read by name, from the row as JSON.
+    let Some(row) = client.query_opt(
+        "SELECT pg_get_userbyid(d.datdba)::text, pg_encoding_to_char(d.encoding)::text, \
+         d.datcollate::text, d.datctype::text, to_jsonb(d)->>'datlocprovider', \
+         COALESCE(to_jsonb(d)->>'datlocale', to_jsonb(d)->>'daticulocale'), d.datconnlimit, \
+         shobj_description(d.oid, 'pg_database'), d.datacl IS NOT NULL \
+         FROM pg_database d WHERE d.datname = $1",
+        &[&database],
+    )?
+    else {
+        return Ok(None);
+    };
+    let mut properties = Properties {
+        owner: row.get(0),
+        encoding: row.get(1),
+        collate: row.get(2),
+        ctype: row.get(3),
+        provider: row.get(4),
+        locale: row.get(5),
+        connection_limit: row.get(6),
+        comment: row.get(7),
+        grants: None,
+        settings: Vec::new(),
+    };
+    if row.get(8) {
+        let grants = client.query(
+            "SELECT r.rolname::text, a.privilege_type, a.is_grantable \
+             FROM pg_database d CROSS JOIN aclexplode(d.datacl) a \
+             LEFT JOIN pg_roles r ON r.oid = a.grantee \
+             WHERE d.datname = $1 AND a.grantee <> d.datdba ORDER BY 1, 2",
+            &[&database],
+        )?;
+        let grants = grants.iter().map(|row| Grant {
+            role: row.get(0),
+            privilege: row.get(1),
+            grantable: row.get(2),
+        });
+        properties.grants = Some(grants.collect());
+    }
+    let settings = client.query(
+        "SELECT r.rolname::text, unnest(s.setconfig) FROM pg_db_role_setting s \
+         JOIN pg_database d ON d.oid = s.setdatabase LEFT JOIN pg_roles r ON r.oid = s.setrole \
+         WHERE d.datname = $1",
+        &[&database],
+    )?;
+    for row in settings {
+        let text: String = row.get(1);
+        if let Some((name, value)) = text.split_once('=') {
+            properties.settings.push(Setting {
+                role: row.get(0),
+                name: name.to_owned(),
+                value: value.to_owned(),
+            });
+        }
+    }
+    Ok(Some(properties))
+}
+
+/// Owners of objects in this database, and the other roles that its objects mention.
+pub(super) fn roles(client: &mut Client) -> Result<(Vec<String>, Vec<String>), postgres::Error> {
+    let not_extensions = |class: &str| {
+        format!(
+            "o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.deptype = 'e' \
+             AND e.classid = {}::regclass AND e.objid = o.oid)",
+            literal(class)
+        )
+    };
+    let mut parts = Vec::new();
+    // What depends on another object (indexes, TOAST, row types) has its owner.
+    for (class, owner, only) in [
+        ("pg_class", "relowner", "o.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c')"),
+        ("pg_proc", "proowner", "true"),
+        ("pg_type", "typowner", "o.typtype IN ('d', 'e', 'r')"),
+        ("pg_namespace", "nspowner", "o.nspname !~ '^pg_'"),
+    ] {
+        parts.push(format!(
+            "SELECT pg_get_userbyid(o.{owner})::text FROM {class} o WHERE {only} AND {}",
+            not_extensions(class)
+        ));
+    }
+    let owners: Vec<String> = client
+        .query(&format!("{} ORDER BY 1", parts.join(" UNION ")), &[])?
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    let mentioned = client.query(
+        "SELECT DISTINCT r.rolname::text FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid \
+         WHERE s.refclassid = 'pg_authid'::regclass AND s.dbid = \
+         (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY 1",
+        &[],
+    )?;
+    let mentioned = mentioned.iter().map(|row| row.get(0));
+    let mentioned = mentioned.filter(|role| !owners.contains(role)).collect();
+    Ok((owners, mentioned))
+}

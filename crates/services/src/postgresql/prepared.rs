@@ -1,0 +1,441 @@
+//! Prepare and mark.
+//!
+//! Per database there is a control session (plain queries), a holder (exports the snapshot), and
+//! copiers. Each copier has locked the tables that it will copy, in a transaction without a
+//! snapshot yet, so that it imports the mark's; its locks stand from prepare to the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use postgres::SimpleQueryMessage;
+use postgres::error::SqlState;
+use stillpoint_model::manifest::Marker;
+
+use super::Postgres;
+use super::catalog::Sequence;
+use super::connection::{Login, Session};
+use super::list::{self, Found};
+use super::schema::{self, Schema};
+use super::tools::Tools;
+use crate::{Captured, Prepared, ServiceError, Sink};
+
+/// Sessions that copy tables at the same time.
+const COPIERS: usize = 3;
+/// How long one lock is waited for in prepare.
+const LOCK_WAIT: &str = "10s";
+/// The same for a table that came after prepare: requests may be waiting.
+const LOCK_WAIT_IN_HOLD: &str = "2s";
+/// How often a list of tables may change under our hands before prepare gives up.
+const LOCK_ROUNDS: u32 = 8;
+/// How often marks of several databases are taken anew until they are one instant.
+const MARK_ROUNDS: u32 = 20;
+/// Tables named in one statement.
+const LOCK_BATCH: usize = 500;
+
+/// A prepared server.
+pub(super) struct PreparedPostgres {
+    pub(super) login: Login,
+    pub(super) tools: Tools,
+    pub(super) version: u32,
+    pub(super) version_text: String,
+    pub(super) databases: Vec<PreparedDatabase>,
+}
+
+pub(super) struct PreparedDatabase {
+    pub(super) name: String,
+    pub(super) control: Session,
+    pub(super) holder: Session,
+    pub(super) copiers: Vec<Copier>,
+    pub(super) tables: BTreeMap<u32, Found>,
+    pub(super) schema: Schema,
+    sequence_names: Vec<(String, String)>,
+    sequence_query: String,
+    pub(super) mark: Option<DatabaseMark>,
+}
+
+/// A session and the tables that it has locked and will copy.
+pub(super) struct Copier {
+    pub(super) session: Session,
+    pub(super) tables: BTreeSet<u32>,
+}
+
+/// The instant of one database.
+pub(super) struct DatabaseMark {
+    pub(super) exported: String,
+    snapshot: String,
+    lsn: String,
+    pub(super) sequences: Vec<Sequence>,
+}
+
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+pub(super) fn prepare(driver: &Postgres) -> Result<PreparedPostgres, ServiceError> {
+    let login = &driver.login;
+    let mut databases = Vec::new();
+    let mut found = None;
+    for name in &driver.databases {
+        let mut control = login.connect(name)?;
+        let (tools, ..) = match &found {
+            Some(found) => found,
+            None => {
+                let version = control.version;
+                let text: String = control
+                    .client
+                    .query_one("SELECT current_setting('server_version')", &[])
+                    .map_err(|e| failed(login, name, e))?
+                    .get(0);
+                found.insert((Tools::find(&driver.tool_dirs, version)?, version, text))
+            }
+        };
+        databases.push(PreparedDatabase::open(login, tools, name, control)?);
+    }
+    let Some((tools, version, version_text)) = found else {
+        return Err(ServiceError::new("no database was named"));
+    };
+    Ok(PreparedPostgres { login: login.clone(), tools, version, version_text, databases })
+}
+
+fn failed(login: &Login, database: &str, source: postgres::Error) -> ServiceError {
+    ServiceError::new(format!("prepare {}", login.shown(database))).because(source)
+}
+
+impl PreparedDatabase {
+    fn open(
+        login: &Login,
+        tools: &Tools,
+        name: &str,
+        mut control: Session,
+    ) -> Result<Self, ServiceError> {
+        let in_context = |e| failed(login, name, e);
+        let control_pid = control.pid().map_err(in_context)?;
+        refuse_unreadable(login, name, &mut control)?;
+        let schema = schema::dump_now(tools, login, name, &mut control)?;
+
+        let mut holder = login.connect(name)?;
+        holder.client.batch_execute(BEGIN).map_err(in_context)?;
+        let mut copiers = Vec::new();
+        for index in 0..=COPIERS {
+            let mut session = login.connect(name)?;
+            // A wait for a lock keeps later readers of that table waiting as well. Outside the
+            // transaction, so that a rollback does not undo it.
+            let wait = if index < COPIERS { LOCK_WAIT } else { LOCK_WAIT_IN_HOLD };
+            let set = format!("SET lock_timeout = '{wait}'");
+            session.client.batch_execute(&set).map_err(in_context)?;
+            session.client.batch_execute(BEGIN).map_err(in_context)?;
+            copiers.push(Copier { session, tables: BTreeSet::new() });
+        }
+        let mut this = Self {
+            name: name.to_owned(),
+            control,
+            holder,
+            copiers,
+            tables: BTreeMap::new(),
+            schema,
+            sequence_names: Vec::new(),
+            sequence_query: String::new(),
+            mark: None,
+        };
+        this.lock_tables(login)?;
+        this.refuse_pooler(login, control_pid)?;
+        // Proves now what the mark will do, and builds the sequences' query.
+        this.take_mark(login)?;
+        this.release_snapshot().map_err(in_context)?;
+        Ok(this)
+    }
+
+    /// Locks all tables, until no new one has come in the meantime.
+    fn lock_tables(&mut self, login: &Login) -> Result<(), ServiceError> {
+        for _ in 0..LOCK_ROUNDS {
+            let listed =
+                list::tables(&mut self.control).map_err(|e| failed(login, &self.name, e))?;
+            let locked: BTreeSet<u32> =
+                self.copiers.iter().flat_map(|copier| copier.tables.iter().copied()).collect();
+            let mut new: Vec<(u32, &Found)> = listed
+                .iter()
+                .map(|(oid, t)| (*oid, t))
+                .filter(|t| !locked.contains(&t.0))
+                .collect();
+            if new.is_empty() {
+                self.tables = listed;
+                return Ok(());
+            }
+            // The largest first, each to the copier with the least to do. The last copier is for
+            // tables that come later: should it fail to lock one, the others' locks still stand.
+            new.sort_by_key(|(oid, table)| (std::cmp::Reverse(table.pages), *oid));
+            let last = self.copiers.len() - 1;
+            let mut shares: Vec<(i64, Vec<(u32, &Found)>)> = vec![(0, Vec::new()); last + 1];
+            for (oid, table) in new {
+                let chosen = if locked.is_empty() {
+                    (0..last).min_by_key(|index| shares[*index].0).unwrap_or(last)
+                } else {
+                    last
+                };
+                shares[chosen].0 += i64::from(table.pages) + 1;
+                shares[chosen].1.push((oid, table));
+            }
+            for (copier, (_, share)) in self.copiers.iter_mut().zip(shares) {
+                match copier.lock(&share) {
+                    Ok(()) => {}
+                    // Dropped since it was listed.
+                    Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+                        copier.start_over().map_err(|e| failed(login, &self.name, e))?;
+                    }
+                    Err(e) if e.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                        return Err(blocked(&mut self.control, login, &self.name, &share, e));
+                    }
+                    Err(e) => return Err(failed(login, &self.name, e)),
+                }
+            }
+        }
+        Err(ServiceError::new(format!("lock the tables of {}", login.shown(&self.name)))
+            .because("tables are created and dropped faster than they can be locked"))
+    }
+
+    /// A transaction pooler gives one server session to several of ours, or changes it under us.
+    fn refuse_pooler(&mut self, login: &Login, control_pid: i32) -> Result<(), ServiceError> {
+        // All the others are in a transaction now, so they hold sessions of their own.
+        let mut pids = vec![self.control.pid().map_err(|e| failed(login, &self.name, e))?];
+        let changed = pids[0] != control_pid;
+        for session in self.copiers.iter_mut().take(COPIERS).map(|copier| &mut copier.session) {
+            // Settings of a session are lost or mixed up behind a pooler. SHOW takes no snapshot.
+            let row = session.client.simple_query("SHOW lock_timeout");
+            let row = row.map_err(|e| failed(login, &self.name, e))?;
+            let kept = row.iter().any(|message| {
+                matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some(LOCK_WAIT))
+            });
+            if !kept {
+                pids.push(pids[0]);
+            }
+        }
+        let distinct: BTreeSet<i32> = pids.iter().copied().collect();
+        if changed || distinct.len() != pids.len() {
+            return Err(ServiceError::new(format!(
+                "{} is a transaction pooler, not a server",
+                login.shown(&self.name)
+            ))
+            .hint(
+                "give the server's own address: locks and snapshots need sessions that last \
+                 (PgBouncer with pool_mode=session would do)",
+            ));
+        }
+        Ok(())
+    }
+
+    fn take_mark(&mut self, login: &Login) -> Result<(), ServiceError> {
+        let shown = login.shown(&self.name);
+        let doing = || format!("mark {shown}");
+        let fail = |e: postgres::Error| ServiceError::new(doing()).because(e);
+        for _ in 0..LOCK_ROUNDS {
+            let modern = self.holder.version >= 130_000;
+            let client = &mut self.holder.client;
+            client.batch_execute(&format!("ROLLBACK; {BEGIN}")).map_err(fail)?;
+            let row = client
+                .query_one(
+                    &format!(
+                        "SELECT pg_export_snapshot(), {}::text, \
+                         (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
+                          ELSE pg_current_wal_insert_lsn() END)::text",
+                        snapshot_function(modern)
+                    ),
+                    &[],
+                )
+                .map_err(fail)?;
+            let (tables, sequences) = list::present(client).map_err(fail)?;
+            if !tables.iter().copied().eq_set(self.tables.keys().copied()) {
+                // A table came or went since prepare. What was locked cannot go, so: lock more.
+                self.lock_tables(login)?;
+                continue;
+            }
+            if sequences != self.sequence_names {
+                self.sequence_query = list::sequence_values(&sequences);
+                self.sequence_names = sequences;
+            }
+            // After the snapshot: no row of it can have a number that the sequence has not given.
+            let values = list::read_sequences(client, &self.sequence_query, &self.sequence_names);
+            let sequences = match values {
+                Ok(values) => values,
+                Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => continue,
+                Err(e) => return Err(fail(e)),
+            };
+            self.mark = Some(DatabaseMark {
+                exported: row.get(0),
+                snapshot: row.get(1),
+                lsn: row.get::<_, Option<String>>(2).unwrap_or_default(),
+                sequences,
+            });
+            return Ok(());
+        }
+        Err(ServiceError::new(doing()).because("its tables change faster than they can be marked"))
+    }
+
+    /// Between prepare and mark no snapshot is kept: it would hold back VACUUM.
+    fn release_snapshot(&mut self) -> Result<(), postgres::Error> {
+        self.mark = None;
+        self.holder.client.batch_execute("ROLLBACK")
+    }
+}
+
+impl Copier {
+    fn lock(&mut self, tables: &[(u32, &Found)]) -> Result<(), postgres::Error> {
+        for batch in tables.chunks(LOCK_BATCH) {
+            let names: Vec<String> =
+                batch.iter().map(|(_, table)| format!("ONLY {}", table.qualified())).collect();
+            self.session
+                .client
+                .batch_execute(&format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", ")))?;
+            self.tables.extend(batch.iter().map(|(oid, _)| *oid));
+        }
+        Ok(())
+    }
+
+    /// After an error the transaction and its locks are gone.
+    fn start_over(&mut self) -> Result<(), postgres::Error> {
+        self.tables.clear();
+        self.session.client.batch_execute(&format!("ROLLBACK; {BEGIN}"))
+    }
+}
+
+trait EqSet: Iterator<Item = u32> + Sized {
+    fn eq_set(self, other: impl Iterator<Item = u32>) -> bool {
+        self.collect::<BTreeSet<u32>>() == other.collect::<BTreeSet<u32>>()
+    }
+}
+
+impl<I: Iterator<Item = u32>> EqSet for I {}
+
+fn snapshot_function(modern: bool) -> &'static str {
+    if modern { "pg_current_snapshot()" } else { "txid_current_snapshot()" }
+}
+
+fn refuse_unreadable(
+    login: &Login,
+    database: &str,
+    control: &mut Session,
+) -> Result<(), ServiceError> {
+    let tables = list::tables(control).map_err(|e| failed(login, database, e))?;
+    let refused: Vec<String> =
+        tables.values().filter(|t| !t.readable).map(Found::qualified).collect();
+    let user = login.user();
+    if !refused.is_empty() {
+        return Err(ServiceError::new(format!(
+            "`{user}` may not read these tables of {}: {}",
+            login.shown(database),
+            refused.join(", ")
+        ))
+        .hint(format!(
+            "GRANT USAGE ON SCHEMA ... TO \"{user}\"; GRANT SELECT ON {} TO \"{user}\"",
+            refused.join(", ")
+        )));
+    }
+    let sequences =
+        list::unreadable_sequences(&mut control.client).map_err(|e| failed(login, database, e))?;
+    if !sequences.is_empty() {
+        return Err(ServiceError::new(format!(
+            "`{user}` may not read these sequences of {}: {}",
+            login.shown(database),
+            sequences.join(", ")
+        ))
+        .hint(format!("GRANT SELECT ON SEQUENCE {} TO \"{user}\"", sequences.join(", "))));
+    }
+    let filtered: Vec<String> =
+        tables.values().filter(|t| t.filtered).map(Found::qualified).collect();
+    if !filtered.is_empty() {
+        return Err(ServiceError::new(format!(
+            "row security hides rows of these tables of {} from `{user}`: {}",
+            login.shown(database),
+            filtered.join(", ")
+        ))
+        .hint(format!("ALTER ROLE \"{user}\" BYPASSRLS, or use the tables' owner")));
+    }
+    Ok(())
+}
+
+/// A table could not be locked in time: who has it?
+fn blocked(
+    control: &mut Session,
+    login: &Login,
+    database: &str,
+    tables: &[(u32, &Found)],
+    source: postgres::Error,
+) -> ServiceError {
+    let oids: Vec<u32> = tables.iter().map(|(oid, _)| *oid).collect();
+    let holders = control.client.query(
+        "SELECT l.pid, l.relation::regclass::text, left(coalesce(a.query, ''), 80) \
+         FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+         WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' \
+         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+         AND l.relation = ANY ($1) ORDER BY l.granted DESC, l.pid",
+        &[&oids],
+    );
+    let names: Vec<String> = holders
+        .unwrap_or_default()
+        .iter()
+        .map(|row| {
+            let (pid, table): (i32, String) = (row.get(0), row.get(1));
+            format!("process {pid} locks {table}: {}", row.get::<_, String>(2))
+        })
+        .collect();
+    let hint = if names.is_empty() { "try again".to_owned() } else { names.join("; ") };
+    ServiceError::new(format!("lock the tables of {}", login.shown(database)))
+        .because(source)
+        .hint(hint)
+}
+
+impl Prepared for PreparedPostgres {
+    fn facts(&self) -> BTreeMap<String, String> {
+        let databases: Vec<&str> = self.databases.iter().map(|d| d.name.as_str()).collect();
+        BTreeMap::from([
+            ("server".to_owned(), format!("PostgreSQL {}", self.version_text)),
+            ("pg_dump".to_owned(), self.tools.version.clone()),
+            ("databases".to_owned(), databases.join(", ")),
+            ("role_passwords".to_owned(), "not captured".to_owned()),
+        ])
+    }
+
+    fn gaps(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    fn counter(&mut self) -> Result<String, ServiceError> {
+        let modern = self.version >= 130_000;
+        let database = &mut self.databases[0];
+        let query = format!("SELECT {}::text", snapshot_function(modern));
+        match database.control.client.query_one(&query, &[]) {
+            Ok(row) => Ok(row.get(0)),
+            Err(e) => Err(ServiceError::new(format!(
+                "read the snapshot of {}",
+                self.login.shown(&database.name)
+            ))
+            .because(e)),
+        }
+    }
+
+    fn mark(&mut self) -> Result<Marker, ServiceError> {
+        for _ in 0..MARK_ROUNDS {
+            for database in &mut self.databases {
+                database.take_mark(&self.login)?;
+            }
+            let marks: Vec<&DatabaseMark> =
+                self.databases.iter().filter_map(|d| d.mark.as_ref()).collect();
+            // Snapshots are the whole server's: equal ones of two databases are one instant.
+            if marks.windows(2).all(|pair| pair[0].snapshot == pair[1].snapshot) {
+                let first = marks[0];
+                return Ok(Marker {
+                    at: Timestamp::now(),
+                    values: BTreeMap::from([
+                        ("snapshot".to_owned(), first.snapshot.clone()),
+                        ("lsn".to_owned(), first.lsn.clone()),
+                        ("exported".to_owned(), first.exported.clone()),
+                    ]),
+                });
+            }
+        }
+        Err(ServiceError::new("mark all databases at one instant")
+            .because("the server is written to faster than they can be marked")
+            .hint("back the databases up as services of their own, or not live"))
+    }
+
+    fn capture(&mut self, sink: &dyn Sink) -> Result<Captured, ServiceError> {
+        self.stream(sink)
+    }
+}

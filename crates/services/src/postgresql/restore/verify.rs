@@ -1,0 +1,55 @@
+//! Verify: every row and every sequence of the loaded database against the catalog.
+
+use std::io::{self, Read};
+
+use super::Target;
+use crate::ServiceError;
+use crate::postgresql::capture::copy_out;
+use crate::postgresql::catalog::Database;
+use crate::postgresql::connection::Login;
+use crate::postgresql::list;
+use crate::postgresql::names::qualified;
+use crate::postgresql::rows::Summed;
+
+pub(super) fn verify(
+    login: &Login,
+    target: &Target,
+    captured: &Database,
+) -> Result<(), ServiceError> {
+    let aside = target.aside.as_str();
+    let mut session = login.connect(aside)?;
+    let client = &mut session.client;
+    for table in &captured.tables {
+        let name = qualified(&table.schema, &table.name);
+        let doing = || ServiceError::new(format!("verify {name} in `{aside}`"));
+        let statement = copy_out(&name, &table.columns, table.condition.as_deref());
+        let rows = client.copy_out(&statement).map_err(|e| doing().because(e))?;
+        let mut rows = Summed::new(rows);
+        io::copy(&mut rows.by_ref(), &mut io::sink()).map_err(|e| doing().because(e))?;
+        if rows.sum.rows() != table.rows {
+            return Err(doing().because(format!(
+                "it has {} rows, captured were {}",
+                rows.sum.rows(),
+                table.rows
+            )));
+        }
+        if rows.sum.to_string() != table.rows_sum {
+            return Err(doing().because("its rows differ from those that were captured"));
+        }
+    }
+    let doing = || ServiceError::new(format!("verify the sequences in `{aside}`"));
+    let (_, names) = list::present(client).map_err(|e| doing().because(e))?;
+    let query = list::sequence_values(&names);
+    let found = list::read_sequences(client, &query, &names).map_err(|e| doing().because(e))?;
+    let mut wanted = captured.sequences.clone();
+    wanted.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
+    if found == wanted {
+        return Ok(());
+    }
+    let different: Vec<String> = wanted
+        .iter()
+        .filter(|sequence| !found.contains(sequence))
+        .map(|sequence| qualified(&sequence.schema, &sequence.name))
+        .collect();
+    Err(doing().because(format!("these differ or are missing: {}", different.join(", "))))
+}

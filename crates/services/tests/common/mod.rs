@@ -1,0 +1,102 @@
+//! A capture kept in memory, and a restore run step by step: shared by the drivers' tests.
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::sync::Mutex;
+
+use stillpoint_services::{Aside, Driver, Prepared, Restore, ServiceError, Sink, Source};
+
+/// Both ends of a capture.
+#[derive(Default)]
+pub(crate) struct Memory {
+    files: Mutex<BTreeMap<String, Vec<u8>>>,
+}
+
+impl Memory {
+    pub(crate) fn text(&self, path: &str) -> String {
+        let files = self.files.lock().unwrap();
+        let file = files.get(path).unwrap_or_else(|| panic!("no {path} in {:?}", files.keys()));
+        String::from_utf8_lossy(file).into_owned()
+    }
+
+    pub(crate) fn replace(&self, path: &str, content: Vec<u8>) {
+        let before = self.files.lock().unwrap().insert(path.to_owned(), content);
+        assert!(before.is_some(), "{path} was never captured");
+    }
+}
+
+impl Sink for Memory {
+    fn write(&self, path: &str, content: &mut dyn Read) -> io::Result<u64> {
+        let mut bytes = Vec::new();
+        content.read_to_end(&mut bytes)?;
+        let size = bytes.len() as u64;
+        assert!(
+            self.files.lock().unwrap().insert(path.to_owned(), bytes).is_none(),
+            "{path} twice"
+        );
+        Ok(size)
+    }
+}
+
+impl Source for Memory {
+    fn paths(&self) -> Vec<String> {
+        self.files.lock().unwrap().keys().cloned().collect()
+    }
+
+    fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send + '_>> {
+        let files = self.files.lock().unwrap();
+        let file = files.get(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(io::Cursor::new(file.clone())))
+    }
+}
+
+/// Prepares, marks, lets `change` happen, and captures.
+pub(crate) fn capture(driver: &dyn Driver, change: impl FnOnce()) -> Memory {
+    let mut prepared = driver.prepare().unwrap_or_else(|e| panic!("{}", told(&e)));
+    capture_prepared(prepared.as_mut(), change)
+}
+
+pub(crate) fn capture_prepared(prepared: &mut dyn Prepared, change: impl FnOnce()) -> Memory {
+    prepared.mark().unwrap_or_else(|e| panic!("{}", told(&e)));
+    change();
+    let memory = Memory::default();
+    let captured = prepared.capture(&memory).unwrap_or_else(|e| panic!("{}", told(&e)));
+    assert_eq!(captured.gaps, [], "nothing is missing");
+    memory
+}
+
+/// Runs a whole restore.
+pub(crate) fn restore(driver: &dyn Driver, source: &dyn Source) -> Aside {
+    let mut restore = driver.restore();
+    let aside = loaded(restore.as_mut(), source);
+    step("swap", restore.swap(&aside));
+    step("finish", restore.finish(&aside));
+    aside
+}
+
+/// Plans, loads and verifies.
+pub(crate) fn loaded(restore: &mut dyn Restore, source: &dyn Source) -> Aside {
+    let aside = restore.plan("t0ken", source).unwrap_or_else(|e| panic!("plan: {}", told(&e)));
+    step("load", restore.load(&aside, source));
+    step("verify", restore.verify(&aside, source));
+    aside
+}
+
+pub(crate) fn step(name: &str, outcome: Result<(), ServiceError>) {
+    outcome.unwrap_or_else(|e| panic!("{name}: {}", told(&e)));
+}
+
+/// An error with its causes and its hint, as a person would see it.
+pub(crate) fn told(error: &ServiceError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    if let Some(hint) = error.advice() {
+        text.push_str(&format!(" (hint: {hint})"));
+    }
+    text
+}
