@@ -3,7 +3,8 @@
 use super::node::{self, Place};
 use super::reader::{Errors, Field, Table};
 use super::values::{
-    Refusal, directory_url, excludes, listen, path, postgresql_url, upstream, variable_name,
+    Refusal, directory_url, excludes, listen, path, pattern, postgresql_url, upstream,
+    variable_name,
 };
 use super::{
     Code, Config, ConfigErrors, Environment, EnvironmentKind, GatewayPart, Location, MountPart,
@@ -282,7 +283,12 @@ fn mount(mut table: Table<'_>, errors: &mut Errors) -> Option<MountPart> {
         .require("path", "write `path:` with the directory")
         .and_then(|field| field.text_as(errors, path));
     let exclude = optional(table.take("exclude"), errors, |field, errors| {
-        Some(field.texts(errors)?.into_iter().map(|(_, text)| text.to_owned()).collect())
+        let mut patterns = Vec::new();
+        for (field, text) in field.texts(errors)? {
+            field.text_as(errors, pattern)?;
+            patterns.push(text.to_owned());
+        }
+        Some(patterns)
     });
     table.unsupported("host", errors);
     table.finish(errors);
@@ -373,10 +379,9 @@ fn agree(
         for (mount, part) in &environment.mounts {
             let Ok(relative) = path.strip_prefix(plain(&part.path)) else { continue };
             let relative = relative.to_string_lossy();
-            let left_out = ["", "-wal", "-shm", "-journal"].iter().all(|suffix| {
-                let file = format!("{relative}{suffix}");
-                part.exclude.iter().any(|pattern| excludes(pattern, &file))
-            });
+            let left_out = ["", "-wal", "-shm", "-journal"]
+                .iter()
+                .all(|suffix| excludes(&part.exclude, Path::new(&format!("{relative}{suffix}"))));
             if !left_out {
                 let refusal = Refusal::new(format!(
                     "this database is in the mount `{mount}`, which would copy it while it changes"

@@ -459,9 +459,22 @@ fn parts_that_would_capture_the_same_files_are_refused() {
     );
     let excluded = with("path: ./uploads, exclude: [", "path: ./data, exclude: [\"app.db*\", ");
     parse("f", &excluded).unwrap();
+    let in_directory = with("path: ./data/app.db", "path: ./data/db/app.db")
+        .replace("path: ./uploads, exclude: [", "path: ./data, exclude: [\"/db/\", ");
+    parse("f", &in_directory).unwrap();
     // The write-ahead log belongs to the database.
     let half = with("path: ./uploads, exclude: [", "path: ./data, exclude: [\"app.db\", ");
     assert!(refusals(&half).contains("this database is in the mount"));
+}
+
+#[test]
+fn a_pattern_that_cannot_be_understood_is_refused() {
+    refused(
+        &with("[\"*.tmp\"]", "[\"*.tmp\", \"a[\"]"),
+        "stillpoint.yaml:12:54: key `environments.main.mounts.uploads.exclude[1]`: `a[` is not a \
+         pattern: unclosed character class; missing ']'; write a name (\"*.tmp\") or a path from \
+         the mount's top (\"cache/**\")",
+    );
 }
 
 #[test]

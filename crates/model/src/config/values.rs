@@ -1,8 +1,9 @@
 //! Readers of single values: durations, addresses, URLs, paths. None of their refusals repeats a
 //! URL, since it could hold a password.
 
+use globset::{GlobBuilder, GlobMatcher};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Why a value cannot be, and what could.
@@ -258,29 +259,30 @@ pub(super) fn path(given: &str) -> Result<PathBuf, Refusal> {
     Ok(PathBuf::from(given))
 }
 
-/// Whether a pattern of a mount's `exclude` leaves out the file `relative` to the mount. `*` stands
-/// for anything but `/`.
-pub(super) fn excludes(pattern: &str, relative: &str) -> bool {
-    let pattern = pattern.strip_prefix('/').map_or(pattern, |rooted| rooted);
-    let subject = if pattern.contains('/') {
-        relative
-    } else {
-        relative.rsplit('/').next().unwrap_or(relative)
+/// A pattern of a mount's `exclude`. Read as the capture reads it: without a `/` it matches a name
+/// at any depth, with one the path from the mount's top; `*` does not match `/`.
+pub(super) fn pattern(given: &str) -> Result<GlobMatcher, Refusal> {
+    let trimmed = given.trim_start_matches('/').trim_end_matches('/');
+    let invalid = |why: &str| {
+        Refusal::new(format!("`{given}` is not a pattern: {why}"))
+            .hint("write a name (\"*.tmp\") or a path from the mount's top (\"cache/**\")")
     };
-    glob(pattern.as_bytes(), subject.as_bytes())
+    if trimmed.is_empty() {
+        return Err(invalid("it is empty"));
+    }
+    let glob = GlobBuilder::new(trimmed).literal_separator(true).build();
+    Ok(glob.map_err(|error| invalid(&error.kind().to_string()))?.compile_matcher())
 }
 
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    match pattern.split_first() {
-        None => text.is_empty(),
-        Some((b'*', rest)) => (0..=text.len())
-            .take_while(|end| !text[..*end].contains(&b'/'))
-            .any(|end| glob(rest, &text[end..])),
-        Some((b'?', rest)) => {
-            text.split_first().is_some_and(|(first, text)| *first != b'/' && glob(rest, text))
+/// Whether patterns leave out the file `relative` to the mount, or a directory that it is in.
+pub(super) fn excludes(patterns: &[String], relative: &Path) -> bool {
+    let leaves_out = |given: &String, path: &Path| {
+        let Ok(matcher) = pattern(given) else { return false };
+        if given.trim_end_matches('/').contains('/') {
+            matcher.is_match(path)
+        } else {
+            path.file_name().is_some_and(|name| matcher.is_match(name))
         }
-        Some((byte, rest)) => {
-            text.split_first().is_some_and(|(first, text)| first == byte && glob(rest, text))
-        }
-    }
+    };
+    relative.ancestors().any(|path| patterns.iter().any(|given| leaves_out(given, path)))
 }
