@@ -79,7 +79,8 @@ impl FromStr for Upstream {
         if authority.host().is_empty() || authority.as_str().contains('@') {
             return Err(invalid(form));
         }
-        if authority.port().is_some() && authority.port_u16().is_none_or(|port| port == 0) {
+        let port = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+        if !port.is_empty() && authority.port_u16().is_none_or(|port| port == 0) {
             return Err(invalid("its port is not a number from 1 to 65535"));
         }
         Ok(Self(authority.clone()))

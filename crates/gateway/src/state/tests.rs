@@ -311,7 +311,7 @@ fn more_than_max_held_are_refused_and_told_when_the_hold_must_end() {
     world.park();
     let (_, gone) = world.park();
     world.elapsed += Duration::from_secs(1);
-    let refusal = Refusal { why: RefusedFor::TooManyHeld, retry_after: MAX_HOLD - world.elapsed };
+    let refusal = Refusal { why: RefusedFor::TooManyHeld, retry_after: Duration::from_secs(29) };
     assert_eq!(world.arrive(None).1, Arrival::Refuse(refusal));
     world.leave(gone);
     world.park();
