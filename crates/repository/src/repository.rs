@@ -1,0 +1,201 @@
+//! An opened repository: its store, its key, its config. Cheap to clone.
+
+use crate::chunker::Chunking;
+use crate::config::{self, Config};
+use crate::crypto::Key;
+use crate::error::RepositoryError;
+use crate::format::pack::{self, BlobKind};
+use crate::format::snapshot::Snapshot;
+use crate::format::unpacked;
+use crate::id::{BlobId, FileId, SnapshotId};
+use crate::index::Index;
+use crate::keyfile;
+use crate::read::Reader;
+use crate::store::{FileKind, Store};
+use crate::write::{Writer, WriterOptions};
+use std::io;
+use std::sync::Arc;
+
+/// A repository that a password has opened.
+#[derive(Clone)]
+pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn Store>,
+    key: Arc<Key>,
+    config: Config,
+    chunking: Chunking,
+}
+
+/// The config's id is not used: there is one per repository.
+const CONFIG: FileId = FileId([0; 32]);
+
+impl Repository {
+    /// Creates a repository. The config is written last, and never over another.
+    pub fn init(store: Arc<dyn Store>, password: &str) -> Result<Self, RepositoryError> {
+        let place = store.describe();
+        if password.is_empty() {
+            return Err(RepositoryError::Refused("an empty password protects nothing".into()));
+        }
+        if store
+            .exists(FileKind::Config, &CONFIG)
+            .map_err(RepositoryError::store(format!("look for a repository in {place}")))?
+        {
+            return Err(RepositoryError::AlreadyInitialized(place));
+        }
+        store.create().map_err(RepositoryError::store(format!("create {place}")))?;
+        store.prepare_write().map_err(RepositoryError::store(format!("write to {place}")))?;
+        let config = Config::new();
+        let key = Key::random();
+        let wrapped = keyfile::wrap(&key, password)?;
+        store
+            .write(FileKind::Key, &FileId::of(&wrapped), &wrapped)
+            .map_err(RepositoryError::store("write the key"))?;
+        let text = serde_json::to_vec(&config).expect("plain strings become JSON");
+        store.write(FileKind::Config, &CONFIG, &key.encrypt(&text)).map_err(|error| {
+            if error.kind() == io::ErrorKind::AlreadyExists {
+                RepositoryError::AlreadyInitialized(place)
+            } else {
+                RepositoryError::store("write the config")(error)
+            }
+        })?;
+        Self::with(store, key, config)
+    }
+
+    /// Opens a repository.
+    pub fn open(store: Arc<dyn Store>, password: &str) -> Result<Self, RepositoryError> {
+        let sealed = store.read(FileKind::Config, &CONFIG).map_err(|error| {
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
+                RepositoryError::NotARepository(store.describe())
+            } else {
+                RepositoryError::store(format!("read the config of {}", store.describe()))(error)
+            }
+        })?;
+        let key = keyfile::open(store.as_ref(), password)?;
+        let text =
+            key.decrypt(&sealed).map_err(|error| RepositoryError::damaged("config", error))?;
+        let config: Config = serde_json::from_slice(&text)
+            .map_err(|error| RepositoryError::damaged("config", error))?;
+        if !(1..=config::VERSION).contains(&config.version) {
+            return Err(RepositoryError::Unsupported(format!(
+                "it is of version {}; known are 1 and 2",
+                config.version
+            )));
+        }
+        Self::with(store, key, config)
+    }
+
+    fn with(store: Arc<dyn Store>, key: Key, config: Config) -> Result<Self, RepositoryError> {
+        let chunking = Chunking::of(&config)?;
+        Ok(Self { inner: Arc::new(Inner { store, key: Arc::new(key), config, chunking }) })
+    }
+
+    /// The repository's own id: 64 hexadecimal digits.
+    pub fn id(&self) -> &str {
+        &self.inner.config.id
+    }
+
+    /// Locks the repository for writing, loads its index, and starts the threads that write.
+    pub fn writer(&self, options: WriterOptions) -> Result<Writer, RepositoryError> {
+        if self.inner.config.version < config::VERSION {
+            return Err(RepositoryError::Unsupported(
+                "it is of version 1, which is only read; `restic migrate upgrade_repo_v2` \
+                 makes it version 2"
+                    .into(),
+            ));
+        }
+        Writer::new(self.clone(), options)
+    }
+
+    /// Lists the snapshots, then loads the index: in that order, so that every listed snapshot's
+    /// blobs are found. No lock is taken: a prune at the same time can make reading fail, but
+    /// never give wrong data.
+    pub fn reader(&self) -> Result<Reader, RepositoryError> {
+        let snapshots = self.snapshots()?;
+        Ok(Reader::new(self.clone(), snapshots, self.load_index()?))
+    }
+
+    /// All snapshots, the oldest first.
+    pub fn snapshots(&self) -> Result<Vec<(SnapshotId, Snapshot)>, RepositoryError> {
+        let listed = self
+            .store()
+            .list(FileKind::Snapshot)
+            .map_err(RepositoryError::store("list the snapshots"))?;
+        let mut snapshots = Vec::with_capacity(listed.len());
+        for (id, _) in listed {
+            match self.snapshot(&SnapshotId(id.0)) {
+                Ok(snapshot) => snapshots.push((SnapshotId(id.0), snapshot)),
+                // Removed by another process since it was listed.
+                Err(RepositoryError::Store { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        snapshots.sort_by_key(|(id, snapshot)| (snapshot.time, *id));
+        Ok(snapshots)
+    }
+
+    pub(crate) fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot, RepositoryError> {
+        unpacked::read(self.store(), self.key(), FileKind::Snapshot, &FileId(id.0))
+    }
+
+    pub(crate) fn load_index(&self) -> Result<Index, RepositoryError> {
+        Index::load(self.store(), self.key())
+    }
+
+    /// A blob's plain content, verified; from another pack if the first has it damaged.
+    pub(crate) fn blob(
+        &self,
+        index: &Index,
+        kind: BlobKind,
+        id: &BlobId,
+    ) -> Result<Vec<u8>, RepositoryError> {
+        let name = || format!("{} blob {}", kind.word(), id.short());
+        let mut failure = None;
+        for place in index.locate(kind, id) {
+            let pack_name = place.pack.short();
+            let sealed = self.store().read_range(
+                FileKind::Pack,
+                &place.pack,
+                place.offset.into(),
+                place.length as usize,
+            );
+            let opened = sealed
+                .map_err(RepositoryError::store(format!("read {} from pack {pack_name}", name())))
+                .and_then(|sealed| {
+                    pack::open_blob(self.key(), &sealed, place.uncompressed, id).map_err(|why| {
+                        RepositoryError::damaged(format!("{} in pack {pack_name}", name()), why)
+                    })
+                });
+            match opened {
+                Ok(plain) => return Ok(plain),
+                Err(error) => {
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| RepositoryError::Missing(name())))
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        self.inner.store.as_ref()
+    }
+
+    pub(crate) fn shared_store(&self) -> Arc<dyn Store> {
+        self.inner.store.clone()
+    }
+
+    pub(crate) fn key(&self) -> &Key {
+        &self.inner.key
+    }
+
+    pub(crate) fn shared_key(&self) -> Arc<Key> {
+        self.inner.key.clone()
+    }
+
+    pub(crate) fn chunking(&self) -> &Chunking {
+        &self.inner.chunking
+    }
+}
