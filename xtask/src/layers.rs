@@ -1,14 +1,16 @@
 //! `cargo xtask layers`: the arrows between crates point down only.
 //!
 //! An upward arrow would compile, as long as it makes no circle, and then pull the HTTP server into
-//! the engine. So the order is written down here, and a crate without a place in it is an error.
+//! the engine. So the order is written down here, and a crate without a place in it is an error. So
+//! is a foreign crate without a reason in `ARCHITECTURE.md`.
 
 use crate::manifest::{Dependency, own_dependencies};
-use crate::{Failure, Outcome, helped, workspace};
+use crate::{Failure, Outcome, helped, reasons, workspace};
 use std::fs;
 
 const HELP: &str = "\
-Checks that the crates' dependencies on one another point down only.
+Checks that the crates' dependencies on one another point down only, and that every dependency on a
+foreign crate has its reason in ARCHITECTURE.md.
 
 Usage: cargo xtask layers
 ";
@@ -40,13 +42,13 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
     }
     let (crates, wrong) = check_workspace().map_err(Failure::Usage)?;
     if wrong.is_empty() {
-        println!("{crates} crates, all arrows point down");
+        println!("{crates} crates: all arrows point down, every dependency has its reason");
         return Ok(());
     }
     for line in &wrong {
         eprintln!("{line}");
     }
-    Err(Failure::Failed(format!("{} arrows point where they must not", wrong.len())))
+    Err(Failure::Failed(format!("{} dependencies are not as they must be", wrong.len())))
 }
 
 /// How many crates there are, and what is wrong with them.
@@ -65,6 +67,11 @@ fn check_workspace() -> Result<(usize, Vec<String>), String> {
             fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         wrong.extend(check(name, &own_dependencies(&text)));
     }
+    let read = |name: &str| {
+        let path = workspace().join(name);
+        fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
+    };
+    wrong.extend(reasons::check(&read("Cargo.toml")?, &read("ARCHITECTURE.md")?));
     Ok((names.len(), wrong))
 }
 

@@ -5,6 +5,7 @@
 mod layers;
 mod manifest;
 mod packages;
+mod reasons;
 mod soak;
 mod suite;
 
@@ -27,7 +28,7 @@ The project's own tasks.
 Usage: cargo xtask TASK [OPTIONS]
 
   test     run the whole test suite
-  layers   check that the crates' dependencies point down only
+  layers   check that dependencies between crates point down only, and that others have a reason
   soak     run the demo over and over, and check what it wrote with restic
 
 `cargo xtask TASK --help` says more.
