@@ -1,1 +1,24 @@
-//! (purpose to be written)
+//! The still point: every part of an environment fixed at one instant, then captured.
+//!
+//! [`back_up`] leads participants ([`Participant`]) through prepare, hold, mark, release, capture
+//! and publish without knowing what they are. [`restore`] puts a backup back: aside, verified,
+//! then swapped, journaled so that it can be finished or undone by another process. The
+//! [`watchdog`] outlives whoever asked for any of it.
+
+mod coordinator;
+mod durable;
+mod error;
+mod gateways;
+pub mod mount;
+mod participant;
+pub mod restore;
+mod service;
+mod stream;
+pub mod watchdog;
+
+pub use coordinator::{Backup, BackupOrder, Limits, back_up};
+pub use error::CaptureError;
+pub use gateways::GatewayParticipant;
+pub use participant::{Account, HoldOrder, Participant, Rank};
+pub use service::ServiceParticipant;
+pub use stream::TreeSource;

@@ -1,0 +1,172 @@
+//! A mounted directory as a participant.
+//!
+//! Prepare reads and uploads everything, and then again what has changed, until little is left;
+//! the mark walks the tree once more inside the hold and reads only what changed since. What
+//! decides is a file's identity ([`Identity`]: device, inode, size, ctime), never its path or
+//! mtime: a renamed directory leaves its children's ctime alone, and mtime can be set back.
+//!
+//! A content is trusted ("settled") only if the file's ctime is older, by a margin, than the start
+//! of the pass that read it, where a pass starts with `syncfs`. The margin covers the coarse clock
+//! of file systems; `syncfs` covers stores to mapped pages, which change ctime only when the page
+//! was clean. On file systems where that does not hold (tmpfs, NFS, FUSE) nothing is ever settled
+//! and everything is read inside the hold, or doubted where it is too much.
+
+mod exchange;
+mod filter;
+mod identity;
+mod pass;
+mod restore;
+mod spool;
+mod walk;
+
+pub use filter::{Filter, InvalidPattern};
+pub use pass::Earlier;
+pub use restore::MountRestore;
+
+use crate::CaptureError;
+use crate::participant::{Account, Participant, Rank};
+use jiff::Timestamp;
+use pass::{Cache, Marked};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use stillpoint_model::ids::PartName;
+use stillpoint_model::manifest::{Gap, Marker, Part, Role};
+use stillpoint_model::progress::Monitor;
+use stillpoint_repository::Writer;
+
+/// Prepare stops repeating once a pass had to read no more than this.
+const DELTA_BUDGET: u64 = 8 << 20;
+/// ... and no more files than this.
+const DELTA_FILES: u64 = 500;
+/// Prepare repeats no more often than this, whatever goes on.
+const MOST_PASSES: u32 = 5;
+
+/// The marker's value by which the next backup knows what to trust: nanoseconds since the epoch.
+pub const SETTLED_BEFORE: &str = "settled_before";
+
+/// One mounted directory.
+pub struct MountParticipant {
+    name: PartName,
+    root: PathBuf,
+    filter: Filter,
+    cache: Cache,
+    passes: u32,
+    marked: Option<(Marked, Marker)>,
+    account: Account,
+}
+
+impl MountParticipant {
+    /// The directory `root`, but for what `filter` excludes.
+    pub fn new(name: PartName, root: PathBuf, filter: Filter) -> Self {
+        Self {
+            name,
+            root,
+            filter,
+            cache: Cache::default(),
+            passes: 0,
+            marked: None,
+            account: Account::default(),
+        }
+    }
+
+    /// Recalls an earlier backup of the same mount: what is unchanged since is not read again.
+    pub fn recall(&mut self, earlier: &Earlier<'_>) -> Result<(), CaptureError> {
+        earlier.recall(&mut self.cache).map_err(|e| self.fail("recall the last backup of", e))
+    }
+
+    fn fail(
+        &self,
+        doing: &str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> CaptureError {
+        CaptureError::new(format!("{doing} mount `{}`", self.name)).because(source)
+    }
+}
+
+impl Participant for MountParticipant {
+    fn name(&self) -> &PartName {
+        &self.name
+    }
+
+    fn rank(&self) -> Rank {
+        Rank::Data
+    }
+
+    fn prepare(&mut self, writer: &Writer, monitor: &dyn Monitor) -> Result<(), CaptureError> {
+        match std::fs::metadata(&self.root) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => {
+                return Err(
+                    self.fail("prepare", format!("{} is not a directory", self.root.display()))
+                );
+            }
+            Err(error) => {
+                return Err(self
+                    .fail("prepare", format!("{}: {error}", self.root.display()))
+                    .hint("check the mount's `path` in stillpoint.yaml"));
+            }
+        }
+        self.cache.keep_stored(writer);
+        for number in 1..=MOST_PASSES {
+            self.passes = number;
+            let pass = pass::upload(&self.root, &self.filter, &mut self.cache, writer, monitor)
+                .map_err(|e| self.fail("prepare", e))?;
+            monitor.note(&format!(
+                "mount {}: pass {number} read {} files, {} bytes",
+                self.name, pass.files_read, pass.bytes_read
+            ));
+            if pass.bytes_read <= DELTA_BUDGET && pass.files_read <= DELTA_FILES {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self) -> Result<(), CaptureError> {
+        let marked =
+            pass::mark(&self.root, &self.filter, &self.cache).map_err(|e| self.fail("mark", e))?;
+        let mut values = BTreeMap::from([
+            ("entries".to_owned(), marked.entries.to_string()),
+            ("delta_files".to_owned(), marked.delta_files.to_string()),
+            ("delta_bytes".to_owned(), marked.delta_bytes.to_string()),
+            ("passes".to_owned(), self.passes.to_string()),
+        ]);
+        if let Some(nanoseconds) = self.cache.settled_before() {
+            values.insert(SETTLED_BEFORE.to_owned(), nanoseconds.to_string());
+        }
+        self.marked = Some((marked, Marker { at: Timestamp::now(), values }));
+        Ok(())
+    }
+
+    fn capture(&mut self, writer: &Writer, monitor: &dyn Monitor) -> Result<(), CaptureError> {
+        let (marked, marker) = self
+            .marked
+            .take()
+            .ok_or_else(|| CaptureError::new(format!("capture `{}`: not marked", self.name)))?;
+        let facts = BTreeMap::from([("file_system".to_owned(), marked.file_system.clone())]);
+        let stored =
+            marked.store(&self.cache, writer, monitor).map_err(|e| self.fail("capture", e))?;
+        self.account.gaps = stored
+            .gaps
+            .into_iter()
+            .map(|(what, why)| Gap { part: self.name.clone(), what, why })
+            .collect();
+        self.account.doubts =
+            stored.doubts.iter().map(|doubt| format!("mount {}: {doubt}", self.name)).collect();
+        let part = Part {
+            name: self.name.clone(),
+            role: Role::Mount,
+            kind: "mount".to_owned(),
+            marker,
+            facts,
+            bytes: stored.bytes,
+            items: stored.files,
+        };
+        self.account.part = Some((part, stored.tree));
+        Ok(())
+    }
+
+    fn account(&mut self) -> Account {
+        std::mem::take(&mut self.account)
+    }
+}

@@ -1,0 +1,214 @@
+//! Puts a mount back: restored beside the live children, verified, exchanged, the old ones kept
+//! until the restore has ended well.
+//!
+//! All of it lives in one staging directory inside the mount (`.stillpoint-TOKEN`), since only
+//! there a rename is certain to stay on one file system: `new/` for what is loaded (after the swap:
+//! for what was live), `exchange.json` for the plan of the swap.
+
+use super::exchange::Plan;
+use super::filter::{Filter, STAGING_PREFIX};
+use rustix::fs::{Access, access};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use stillpoint_model::progress::{Monitor, Silent};
+use stillpoint_repository::{BlobId, Reader, RestoreOptions};
+use stillpoint_services::{Aside, Restore, ServiceError, Source};
+
+/// A mount's restore. Without what it is restored from it can still finish or undo.
+pub struct MountRestore {
+    root: PathBuf,
+    filter: Filter,
+    from: Option<(Arc<Reader>, BlobId)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Staging {
+    root: PathBuf,
+    directory: PathBuf,
+    /// The mount's directory was missing: undoing removes it again.
+    created: bool,
+}
+
+impl Staging {
+    fn loaded(&self) -> PathBuf {
+        self.directory.join("new")
+    }
+
+    fn plan(&self) -> PathBuf {
+        self.directory.join("exchange.json")
+    }
+}
+
+impl MountRestore {
+    /// Restores `tree` to the directory `root`. What the filter excludes is left where it is.
+    pub fn new(root: PathBuf, filter: Filter, reader: Arc<Reader>, tree: BlobId) -> Self {
+        Self { root, filter, from: Some((reader, tree)) }
+    }
+
+    /// Only to finish or undo a restore that was cut off.
+    pub fn to_recover(root: PathBuf, filter: Filter) -> Self {
+        Self { root, filter, from: None }
+    }
+
+    fn from(&self) -> Result<&(Arc<Reader>, BlobId), ServiceError> {
+        self.from.as_ref().ok_or_else(|| ServiceError::new("there is no backup to restore from"))
+    }
+
+    fn staging(&self, aside: &Aside) -> Result<Staging, ServiceError> {
+        let staging: Staging = serde_json::from_value(aside.0.clone())
+            .map_err(|e| ServiceError::new("understand the journal").because(e))?;
+        if staging.root != self.root {
+            return Err(ServiceError::new(format!(
+                "the journal is of {}, not of {}",
+                staging.root.display(),
+                self.root.display()
+            )));
+        }
+        Ok(staging)
+    }
+
+    fn read_plan(staging: &Staging) -> Result<Option<Plan>, ServiceError> {
+        match std::fs::read(staging.plan()) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|e| at("understand", &staging.plan(), e)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(at("read", &staging.plan(), error)),
+        }
+    }
+
+    fn remove_staging(staging: &Staging) -> Result<(), ServiceError> {
+        match std::fs::remove_dir_all(&staging.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(at("remove", &staging.directory, error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn at(
+    doing: &str,
+    path: &Path,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> ServiceError {
+    ServiceError::new(format!("{doing} {}", path.display())).because(source)
+}
+
+impl Restore for MountRestore {
+    fn plan(&mut self, token: &str, _: &dyn Source) -> Result<Aside, ServiceError> {
+        let created = match std::fs::metadata(&self.root) {
+            Ok(meta) if meta.is_dir() => false,
+            Ok(_) => return Err(at("restore into", &self.root, "it is not a directory")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => return Err(at("look at", &self.root, error)),
+        };
+        let into = if created { self.root.parent().unwrap_or(Path::new("/")) } else { &self.root };
+        access(into, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
+            at("restore into", into, io::Error::from(error))
+                .hint("the user that Stillpoint runs as needs to write there")
+        })?;
+        let directory = self.root.join(format!("{STAGING_PREFIX}{token}"));
+        let staging = Staging { root: self.root.clone(), directory, created };
+        let value = serde_json::to_value(staging)
+            .map_err(|e| ServiceError::new("write the journal").because(e))?;
+        Ok(Aside(value))
+    }
+
+    fn load(&mut self, aside: &Aside, _: &dyn Source) -> Result<(), ServiceError> {
+        let staging = self.staging(aside)?;
+        // A first attempt may have been cut off.
+        Self::remove_staging(&staging)?;
+        if staging.created {
+            std::fs::create_dir_all(&staging.root).map_err(|e| at("create", &staging.root, e))?;
+        }
+        std::fs::create_dir(&staging.directory)
+            .and_then(|()| {
+                use std::os::unix::fs::PermissionsExt;
+                let private = std::fs::Permissions::from_mode(0o700);
+                std::fs::set_permissions(&staging.directory, private)
+            })
+            .map_err(|e| at("create", &staging.directory, e))?;
+        let (reader, tree) = self.from()?;
+        let options = RestoreOptions::default();
+        reader
+            .restore(tree, &staging.loaded(), &options, &Silent)
+            .map_err(|e| at("restore into", &staging.loaded(), e))?;
+        Ok(())
+    }
+
+    fn verify(&mut self, aside: &Aside, _: &dyn Source) -> Result<(), ServiceError> {
+        let staging = self.staging(aside)?;
+        let (reader, tree) = self.from()?;
+        let monitor: &dyn Monitor = &Silent;
+        let differences = reader
+            .verify(tree, &staging.loaded(), monitor)
+            .map_err(|e| at("verify", &staging.loaded(), e))?;
+        match differences.first() {
+            None => Ok(()),
+            Some(first) => Err(ServiceError::new(format!(
+                "what was restored to {} differs from the backup in {} places, first: {first:?}",
+                staging.loaded().display(),
+                differences.len()
+            ))),
+        }
+    }
+
+    fn swap(&mut self, aside: &Aside) -> Result<(), ServiceError> {
+        let staging = self.staging(aside)?;
+        let plan = if let Some(plan) = Self::read_plan(&staging)? {
+            plan
+        } else {
+            let filter = &self.filter;
+            let plan = Plan::make(&staging.root, &staging.loaded(), |name| filter.excludes(name))
+                .map_err(|e| at("plan the exchange of", &staging.root, e))?;
+            let text = serde_json::to_vec(&plan)
+                .map_err(|e| ServiceError::new("write the plan").because(e))?;
+            crate::durable::write(&staging.plan(), &text)
+                .map_err(|e| at("write", &staging.plan(), e))?;
+            plan
+        };
+        plan.apply(&staging.root, &staging.loaded())
+            .map_err(|e| at("exchange", &staging.root, e))?;
+        sync(&staging.root)
+    }
+
+    fn swap_back(&mut self, aside: &Aside) -> Result<(), ServiceError> {
+        let staging = self.staging(aside)?;
+        if let Some(plan) = Self::read_plan(&staging)? {
+            plan.undo(&staging.root, &staging.loaded())
+                .map_err(|e| at("exchange", &staging.root, e))?;
+            sync(&staging.root)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, aside: &Aside) -> Result<(), ServiceError> {
+        Self::remove_staging(&self.staging(aside)?)
+    }
+
+    fn discard(&mut self, aside: &Aside) -> Result<(), ServiceError> {
+        let staging = self.staging(aside)?;
+        Self::remove_staging(&staging)?;
+        if staging.created {
+            // Only if it is still as empty as we made it.
+            match std::fs::remove_dir(&staging.root) {
+                Err(error)
+                    if ![io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty]
+                        .contains(&error.kind()) =>
+                {
+                    return Err(at("remove", &staging.root, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sync(directory: &Path) -> Result<(), ServiceError> {
+    File::open(directory).and_then(|d| d.sync_all()).map_err(|e| at("sync", directory, e))
+}

@@ -1,0 +1,309 @@
+//! The watchdog's side: one thread a holder, each waiting for its next word, its death, or the
+//! moment when its silence has lasted too long.
+
+use super::protocol::{FromHolder, FromWatchdog, PROTOCOL, Undo};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{self, Sender};
+use std::time::{Duration, Instant};
+
+/// How long an ended process gets between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How a watchdog runs.
+#[derive(Debug, Clone)]
+pub struct WatchdogOptions {
+    /// Its unix socket, created with mode 0600.
+    pub socket: PathBuf,
+    /// The program that [`Undo::Run`] runs.
+    pub program: PathBuf,
+    /// End once the last holder has gone, if there has been one.
+    pub until_idle: bool,
+}
+
+/// A watchdog that listens.
+pub struct Watchdog {
+    listener: UnixListener,
+    options: WatchdogOptions,
+}
+
+impl Watchdog {
+    /// Binds the socket. One that a dead watchdog left is replaced; a live one is not.
+    pub fn bind(options: WatchdogOptions) -> io::Result<Self> {
+        if UnixStream::connect(&options.socket).is_ok() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("a watchdog already listens at {}", options.socket.display()),
+            ));
+        }
+        match std::fs::remove_file(&options.socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&options.socket)?;
+        std::fs::set_permissions(&options.socket, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self { listener, options })
+    }
+
+    /// Serves holders until none is left (with `until_idle`) or for ever.
+    pub fn serve(self) -> io::Result<()> {
+        let (ended, endings) = mpsc::channel();
+        let mut holders = 0_usize;
+        let mut served = false;
+        self.listener.set_nonblocking(true)?;
+        loop {
+            while endings.try_recv().is_ok() {
+                holders -= 1;
+            }
+            if self.options.until_idle && served && holders == 0 {
+                return std::fs::remove_file(&self.options.socket);
+            }
+            // Holders end by themselves, so look for that a few times a second.
+            let mut waiting = [PollFd::new(&self.listener, PollFlags::IN)];
+            poll(&mut waiting, Some(&timespec(Duration::from_millis(200))))?;
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    (holders, served) = (holders + 1, true);
+                    let program = self.options.program.clone();
+                    let ended = Ended(ended.clone());
+                    std::thread::spawn(move || {
+                        let _ended = ended;
+                        if let Err(error) = Holder::greet(stream, program).map(Holder::watch) {
+                            tracing::warn!("a holder could not be watched: {error}");
+                        }
+                    });
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Tells the main thread that a holder's thread has ended, however it did.
+struct Ended(Sender<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // The main thread only goes away with the process.
+        self.0.send(()).unwrap_or(());
+    }
+}
+
+struct Holder {
+    stream: UnixStream,
+    process: OwnedFd,
+    program: PathBuf,
+    silence: Duration,
+    received: Vec<u8>,
+    undo: Vec<Undo>,
+    /// When even one who beats counts as silent.
+    deadline: Option<Instant>,
+}
+
+enum Event {
+    Word(FromHolder),
+    Silent,
+    Dead,
+    /// The connection closed, or what came was not understood; the process may still live.
+    Gone,
+}
+
+impl Holder {
+    fn greet(stream: UnixStream, program: PathBuf) -> io::Result<Self> {
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut received = Vec::new();
+        let hello = loop {
+            if let Some(word) = take_line(&mut received)? {
+                break word;
+            }
+            if read_more(&stream, &mut received)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        };
+        let FromHolder::Hello { protocol, pid, silence_ms } = hello else {
+            return Err(io::Error::other("the first word was not a greeting"));
+        };
+        if protocol != PROTOCOL {
+            let why = format!("this watchdog speaks protocol {PROTOCOL}, not {protocol}");
+            answer(&stream, &FromWatchdog::Refused { why: why.clone() })?;
+            return Err(io::Error::other(why));
+        }
+        let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("process id 0"))?;
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        answer(&stream, &FromWatchdog::Ok)?;
+        let silence = Duration::from_millis(silence_ms);
+        Ok(Self { stream, process, program, silence, received, undo: vec![], deadline: None })
+    }
+
+    fn watch(mut self) {
+        let mut last_word = Instant::now();
+        let mut acted = false;
+        loop {
+            match self.next(last_word, acted) {
+                Event::Word(FromHolder::Goodbye) => {
+                    // It may have hung up already; nothing is left to do either way.
+                    answer(&self.stream, &FromWatchdog::Ok).unwrap_or(());
+                    return;
+                }
+                Event::Word(FromHolder::Register { undo, within_ms }) => {
+                    (self.undo, acted) = (undo, false);
+                    self.deadline = within_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
+                    last_word = Instant::now();
+                    // If it cannot hear the answer it is dead or about to be: seen next round.
+                    answer(&self.stream, &FromWatchdog::Ok).unwrap_or(());
+                }
+                Event::Word(FromHolder::Beat | FromHolder::Hello { .. }) => {
+                    last_word = Instant::now();
+                }
+                Event::Silent => {
+                    tracing::warn!("a holder fell silent, or its time ran out");
+                    acted = true;
+                    self.act(false);
+                }
+                Event::Gone => {
+                    self.await_death();
+                    self.act(true);
+                    return;
+                }
+                Event::Dead => {
+                    self.act(true);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn next(&mut self, last_word: Instant, acted: bool) -> Event {
+        loop {
+            match take_line(&mut self.received) {
+                Ok(Some(word)) => return Event::Word(word),
+                Ok(None) => {}
+                Err(_) => return Event::Gone,
+            }
+            let silent_at = last_word + self.silence;
+            let due = self.deadline.map_or(silent_at, |deadline| deadline.min(silent_at));
+            let wait = (!acted).then(|| due.saturating_duration_since(Instant::now()));
+            let mut fds = [
+                PollFd::new(&self.stream, PollFlags::IN),
+                PollFd::new(&self.process, PollFlags::IN),
+            ];
+            match poll(&mut fds, wait.map(timespec).as_ref()) {
+                Ok(0) => return Event::Silent,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(_) => return Event::Gone,
+                Ok(_) => {}
+            }
+            if !fds[0].revents().is_empty() {
+                match read_more(&self.stream, &mut self.received) {
+                    Ok(0) | Err(_) => return Event::Gone,
+                    Ok(_) => {}
+                }
+            } else if !fds[1].revents().is_empty() {
+                return Event::Dead;
+            }
+        }
+    }
+
+    /// Its connection is gone: it is dying, or was stopped in a way that only its end can cure.
+    fn await_death(&self) {
+        let mut fds = [PollFd::new(&self.process, PollFlags::IN)];
+        while let Err(rustix::io::Errno::INTR) = poll(&mut fds, None) {}
+    }
+
+    fn act(&self, dead: bool) {
+        for undo in &self.undo {
+            if !dead && !undo.when_silent() {
+                continue;
+            }
+            tracing::warn!(?undo, dead, "acting in a holder's stead");
+            if let Err(error) = self.act_one(undo, dead) {
+                tracing::error!(?undo, "could not be done: {error}");
+            }
+        }
+    }
+
+    fn act_one(&self, undo: &Undo, dead: bool) -> io::Result<()> {
+        match undo {
+            Undo::EndHolder { .. } if dead => Ok(()),
+            Undo::EndHolder { .. } => Ok(pidfd_send_signal(&self.process, Signal::KILL)?),
+            Undo::RemoveFiles { paths } => paths.iter().try_for_each(|path| remove(path)),
+            Undo::EndProcess { pid, started } => end_process(*pid, *started),
+            Undo::Run { arguments } => {
+                let status = Command::new(&self.program).args(arguments).status()?;
+                if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
+            }
+        }
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The start time of a process, in clock ticks since boot: with the id, its identity.
+pub fn started(pid: i32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is the command in parentheses and may hold anything.
+    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    let field = after.split_ascii_whitespace().nth(19);
+    field
+        .and_then(|f| f.parse().ok())
+        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood")))
+}
+
+fn end_process(pid: i32, since: u64) -> io::Result<()> {
+    let Some(id) = Pid::from_raw(pid) else { return Ok(()) };
+    let process = match pidfd_open(id, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        other => other?,
+    };
+    // Compared after the pidfd was opened: from here on it cannot be another process.
+    if started(pid).ok() != Some(since) {
+        return Ok(());
+    }
+    kill_process(id, Signal::TERM)?;
+    let mut fds = [PollFd::new(&process, PollFlags::IN)];
+    if poll(&mut fds, Some(&timespec(GRACE)))? == 0 {
+        pidfd_send_signal(&process, Signal::KILL)?;
+    }
+    Ok(())
+}
+
+fn answer(mut stream: &UnixStream, message: &FromWatchdog) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+fn read_more(mut stream: &UnixStream, received: &mut Vec<u8>) -> io::Result<usize> {
+    let mut buffer = [0_u8; 4096];
+    let count = stream.read(&mut buffer)?;
+    received.extend_from_slice(&buffer[..count]);
+    if received.len() > 1 << 20 {
+        return Err(io::Error::other("a message of over 1 MiB"));
+    }
+    Ok(count)
+}
+
+fn take_line(received: &mut Vec<u8>) -> io::Result<Option<FromHolder>> {
+    let Some(end) = received.iter().position(|b| *b == b'\n') else { return Ok(None) };
+    let line: Vec<u8> = received.drain(..=end).collect();
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
