@@ -23,17 +23,30 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
         if !self.key.is_empty() {
-            write!(f, "key `{}`: ", self.key)?;
+            write!(f, "key `{}`: ", OneLine(&self.key))?;
         }
-        f.write_str(&self.problem)?;
+        write!(f, "{}", OneLine(&self.problem))?;
         if let Some(hint) = &self.hint {
-            write!(f, "; {hint}")?;
+            write!(f, "; {}", OneLine(hint))?;
         }
         Ok(())
     }
 }
 
 impl std::error::Error for ConfigError {}
+
+/// Text that repeats the file's own, whose line breaks and control characters must not reach a
+/// terminal as such.
+struct OneLine<'t>(&'t str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+        }
+        Ok(())
+    }
+}
 
 /// Everything that is wrong with a configuration, in the order of its lines; never empty. Displayed
 /// as one line each.

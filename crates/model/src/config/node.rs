@@ -78,6 +78,7 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Node, ConfigError> {
         merge_keys: MergeKeyPolicy::Error,
         strict_booleans: true,
         leading_zero_numbers_as_strings: true,
+        reject_unsupported_tags: true,
         with_snippet: false,
     };
     serde_saphyr::from_str_with_options::<Spanned<Value>>(text, options).map(Node::from).map_err(
@@ -116,6 +117,10 @@ fn syntax_problem(
                 Some("write the keys out, or repeat a whole value by an anchor".to_owned()),
             );
         }
+        // Only keys are asked for as text.
+        serde_saphyr::Error::NullIntoString { .. } | serde_saphyr::Error::Unexpected { .. } => {
+            return ("this cannot be a key".to_owned(), Some("write a plain word".to_owned()));
+        }
         _ => {}
     }
     let message = error.to_string();
@@ -133,7 +138,11 @@ fn syntax_problem(
             Some("indent with spaces: YAML does not allow tabs here".to_owned()),
         );
     }
-    (format!("this is not valid YAML: {message}"), None)
+    let misplaced = message.contains("not allowed in this context")
+        || message.contains("did not find expected key");
+    let hint = misplaced
+        .then_some("look at the indentation, and for a missing quote, here and in the line before");
+    (format!("this is not valid YAML: {message}"), hint.map(str::to_owned))
 }
 
 impl From<Spanned<Value>> for Node {

@@ -135,6 +135,20 @@ fn durations_are_read_with_their_units() {
     }
 }
 
+#[test]
+fn a_partial_backup_can_be_made_a_failure() {
+    let config = parse("f", &with("    mounts:", "    on_partial: fail\n    mounts:")).unwrap();
+    assert_eq!(main_of(&config).on_partial, OnPartial::Fail);
+}
+
+#[test]
+fn the_example_of_the_readme_is_read() {
+    let readme = include_str!("../../../../README.md");
+    let (_, rest) = readme.split_once("```yaml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    parse("README.md", example).unwrap();
+}
+
 // Refusals.
 
 #[test]
@@ -508,6 +522,19 @@ fn what_is_not_yaml_is_refused_at_its_line() {
         "stillpoint.yaml:20:1: a second YAML document begins here; the file is one document: \
          remove the `---` or what follows",
     );
+    refused(
+        &with("    code: { path: . }", "   code: { path: . }"),
+        "stillpoint.yaml:5:4: this is not valid YAML: while parsing a block mapping, did not find \
+         expected key; look at the indentation, and for a missing quote, here and in the line \
+         before",
+    );
+    for (key, column) in [("null", 1), ("? [a]\n", 3)] {
+        refused(
+            &format!("{key}: x\n"),
+            &format!("stillpoint.yaml:1:{column}: this cannot be a key; write a plain word"),
+        );
+    }
+    assert!(refusals(&with("project: shop", "project: !include /etc/passwd")).contains("tag"));
     for empty in ["", "# nothing yet\n", "---\n"] {
         refused(
             empty,
@@ -515,6 +542,15 @@ fn what_is_not_yaml_is_refused_at_its_line() {
              `environments`",
         );
     }
+}
+
+#[test]
+fn an_error_is_one_line_whatever_the_file_says() {
+    refused(
+        &with("project: shop", "project: \"a\\n\\eb\""),
+        "stillpoint.yaml:1:10: key `project`: project id `a\\n\\u{1b}b` is not valid: lower-case \
+         letters and digits only, 1 to 64 of them; write `ab`",
+    );
 }
 
 #[test]
