@@ -16,6 +16,7 @@
 pub mod control;
 mod control_session;
 mod control_socket;
+mod descriptors;
 mod gate;
 mod options;
 mod proxy;

@@ -5,6 +5,7 @@
 //! after [`GRACE`] is closed.
 
 use crate::control_socket::ControlSocket;
+use crate::descriptors::make_room;
 use crate::gate::Gate;
 use crate::options::{GatewayError, GatewayOptions};
 use crate::proxy::{ClientStream, Visitor};
@@ -35,7 +36,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Takes the address for requests and makes the control socket.
+    /// Takes the address for requests and makes the control socket. Raises the process's limit of
+    /// open files as far as `max_held` needs it and the hard limit allows.
     pub async fn bind(options: GatewayOptions) -> Result<Self, GatewayError> {
         for (option, zero) in
             [("max_hold", options.max_hold.is_zero()), ("max_held", options.max_held == 0)]
@@ -44,6 +46,7 @@ impl Gateway {
                 return Err(GatewayError::Zero { option });
             }
         }
+        make_room(options.max_held);
         let failed = |source| GatewayError::Listen { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;

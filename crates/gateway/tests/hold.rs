@@ -379,6 +379,21 @@ async fn more_requests_than_may_wait_are_answered_503_with_retry_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_clients_than_the_usual_limit_of_open_files_wait_and_are_all_answered() {
+    let application = plain().await;
+    // This process holds both ends of each connection.
+    let gateway = TestGateway::with(application.address, |options| options.max_held = 4000).await;
+    let held = gateway.hold_long(Purpose::Backup).await;
+    let waiting: Vec<_> = (0..1500).map(|number| gateway.send(&format!("/{number}"))).collect();
+    gateway.until(|status| status.held == 1500).await;
+    let evidence = blocking(move || held.release()).await.unwrap();
+    assert_eq!((evidence.held, evidence.refused), (1500, 0));
+    for (number, request) in waiting.into_iter().enumerate() {
+        assert!(request.await.unwrap().ends_with(&format!("\r\n\r\n/{number}")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_goes_away_while_it_waits_leaves_the_queue() {
     let seen = Arc::new(AtomicU64::new(0));
     let count = seen.clone();

@@ -13,12 +13,22 @@ use std::sync::{Arc, Mutex};
 use stillpoint_gateway::control::{EndReason, Purpose};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, mpsc};
 
-/// An address where nobody listens.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+/// An address that is taken, so that nobody else takes it, and where nobody listens.
+struct Nobody(TcpSocket);
+
+impl Nobody {
+    fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self(socket)
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
 }
 
 /// An application that answers with the head and body that it received.
@@ -44,7 +54,8 @@ async fn mirror() -> Application {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_that_is_down_is_502_at_once_in_plain_words() {
-    let gateway = TestGateway::start(nobody().await).await;
+    let nobody = Nobody::new();
+    let gateway = TestGateway::start(nobody.address()).await;
     let response = gateway.send("/").await.unwrap();
     assert!(response.starts_with("HTTP/1.1 502 "), "{response}");
     assert!(response.contains("content-type: text/plain"), "{response}");
@@ -56,7 +67,8 @@ async fn an_application_that_is_down_is_502_at_once_in_plain_words() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_request_gets_its_502_after_the_release_and_the_drain_does_not_wait_for_the_dead() {
-    let gateway = TestGateway::start(nobody().await).await;
+    let nobody = Nobody::new();
+    let gateway = TestGateway::start(nobody.address()).await;
     gateway.send("/").await.unwrap();
     let held = drained(gateway.hold_long(Purpose::Backup).await).await;
     let waiting = gateway.send("/waiting");
@@ -120,7 +132,8 @@ async fn an_absolute_target_and_an_http_1_0_client_are_served() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connect_is_not_supported_and_a_malformed_request_is_400() {
-    let gateway = TestGateway::start(nobody().await).await;
+    let nobody = Nobody::new();
+    let gateway = TestGateway::start(nobody.address()).await;
     let connect = "CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\nconnection: close\r\n\r\n";
     assert!(exchange(gateway.address, connect).await.starts_with("HTTP/1.1 501 "));
     assert!(exchange(gateway.address, "nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
