@@ -144,14 +144,14 @@ impl Repository {
                 };
                 for node in &tree.nodes {
                     if !node.has_safe_name() {
-                        complain(format!("{:?} cannot be a file's name", node.name));
+                        complain(format!("{} cannot be a file's name", node.quoted_name()));
                     }
                     for blob in node.content.iter().flatten() {
                         if !index.contains(BlobKind::Data, blob) {
                             complain(format!(
-                                "data blob {} of {:?} is missing",
+                                "data blob {} of {} is missing",
                                 blob.short(),
-                                node.name
+                                node.quoted_name()
                             ));
                         }
                     }

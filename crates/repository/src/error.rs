@@ -106,8 +106,10 @@ impl RepositoryError {
         }
     }
 
-    pub(crate) fn damaged(what: impl Into<String>, why: impl ToString) -> Self {
-        Self::Damaged { what: what.into(), why: why.to_string() }
+    #[allow(clippy::needless_pass_by_value, reason = "callers have errors and texts alike")]
+    pub(crate) fn damaged(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        let why = why.to_string();
+        Self::Damaged { what: what.into(), why }
     }
 
     pub(crate) fn store(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {

@@ -9,6 +9,7 @@
 //! [`Repository::backup`], which is a file system walk over a `Writer`. `docs/repository.md` says
 //! how all this maps to the format.
 
+mod backup;
 mod check;
 mod chunker;
 mod config;
@@ -26,6 +27,7 @@ mod repository;
 mod store;
 mod write;
 
+pub use backup::{BackupOptions, BackupReport, Found};
 pub use check::{CheckOptions, CheckReport};
 pub use error::RepositoryError;
 pub use format::node::{Content, ExtendedAttribute, Node, NodeKind};

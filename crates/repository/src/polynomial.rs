@@ -53,7 +53,7 @@ impl Polynomial {
     /// polynomial and it has no factor of degree one.
     pub(crate) fn is_irreducible(self) -> bool {
         // No constant term: divisible by x. An even number of terms: divisible by x + 1.
-        if self.degree() != DEGREE || self.0 & 1 == 0 || self.0.count_ones() % 2 == 0 {
+        if self.degree() != DEGREE || self.0 & 1 == 0 || self.0.count_ones().is_multiple_of(2) {
             return false;
         }
         let mut power = 2;

@@ -98,6 +98,7 @@ impl Repository {
     }
 
     /// Locks the repository for writing, loads its index, and starts the threads that write.
+    #[allow(clippy::needless_pass_by_value, reason = "options are made for one writer")]
     pub fn writer(&self, options: WriterOptions) -> Result<Writer, RepositoryError> {
         if self.inner.config.version < config::VERSION {
             return Err(RepositoryError::Unsupported(
@@ -106,7 +107,7 @@ impl Repository {
                     .into(),
             ));
         }
-        Writer::new(self.clone(), options)
+        Writer::new(self.clone(), &options)
     }
 
     /// Lists the snapshots, then loads the index: in that order, so that every listed snapshot's

@@ -1,4 +1,4 @@
-//! FastCDC with a gear table of this repository's own.
+//! `FastCDC` with a gear table of this repository's own.
 //!
 //! The table comes from the secret polynomial by SHA-256: with a public table the sizes of chunks
 //! would give known files away to whoever sees the packs.

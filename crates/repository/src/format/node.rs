@@ -249,6 +249,11 @@ impl Node {
         }
     }
 
+    /// The name for messages: quoted, with control characters escaped. Trees may be hostile.
+    pub(crate) fn quoted_name(&self) -> String {
+        format!("\"{}\"", name::quote(self.name.as_bytes()))
+    }
+
     /// Whether the name can be one file's in one directory. A tree with other names is hostile or
     /// damaged: nothing is written under them.
     pub fn has_safe_name(&self) -> bool {

@@ -23,10 +23,10 @@ impl Tree {
         let mut sorted: Vec<&Node> = self.nodes.iter().collect();
         sorted.sort_by(|a, b| by_name(a, b));
         if let Some(unsafe_name) = sorted.iter().find(|node| !node.has_safe_name()) {
-            return Err(format!("{:?} cannot be a file's name", unsafe_name.name));
+            return Err(format!("{} cannot be a file's name", unsafe_name.quoted_name()));
         }
         if let Some(pair) = sorted.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            return Err(format!("it has two entries named {:?}", pair[0].name));
+            return Err(format!("it has two entries named {}", pair[0].quoted_name()));
         }
         let mut out = String::from("{\"nodes\":[");
         for (place, node) in sorted.iter().enumerate() {

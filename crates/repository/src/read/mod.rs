@@ -85,7 +85,8 @@ impl Reader {
     /// The content of these blobs, streamed. An error of the repository comes as an
     /// [`io::Error`] with the [`RepositoryError`] inside.
     pub fn open(&self, content: &[BlobId]) -> BlobReader<'_> {
-        BlobReader { reader: self, left: content.to_vec().into_iter(), blob: Vec::new(), given: 0 }
+        let left = content.to_vec();
+        BlobReader { reader: self, left: left.into_iter(), blob: Vec::new(), given: 0 }
     }
 
     pub(crate) fn data(&self, id: &BlobId) -> Result<Vec<u8>, RepositoryError> {

@@ -149,7 +149,7 @@ impl Restore<'_> {
             if !node.has_safe_name() {
                 return Err(RepositoryError::damaged(
                     format!("tree blob {}", tree.short()),
-                    format!("{:?} cannot be a file's name", node.name),
+                    format!("{} cannot be a file's name", node.quoted_name()),
                 ));
             }
             let path = path.join(&node.name);

@@ -25,14 +25,14 @@ impl Directory {
     /// The directory `name` in this one; an existing one only if `merge`.
     pub(super) fn create(&self, name: &OsStr, merge: bool) -> io::Result<Self> {
         match rustix::fs::mkdirat(&self.0, name, Mode::RWXU) {
-            Err(Errno::EXIST) if merge => match self.child(name) {
-                Ok(existing) => return Ok(existing),
-                // Something else is in the way: it is replaced, as any file would be.
-                Err(_) => {
-                    rustix::fs::unlinkat(&self.0, name, AtFlags::empty())?;
-                    rustix::fs::mkdirat(&self.0, name, Mode::RWXU)?;
+            Err(Errno::EXIST) if merge => {
+                if let Ok(existing) = self.child(name) {
+                    return Ok(existing);
                 }
-            },
+                // Something else is in the way: it is replaced, as any file would be.
+                rustix::fs::unlinkat(&self.0, name, AtFlags::empty())?;
+                rustix::fs::mkdirat(&self.0, name, Mode::RWXU)?;
+            }
             other => other?,
         }
         self.child(name)

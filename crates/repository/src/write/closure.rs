@@ -67,5 +67,5 @@ impl Shared {
 }
 
 fn missing(what: &str, id: &BlobId, node: &crate::format::node::Node) -> RepositoryError {
-    RepositoryError::Missing(format!("{what} {} of {:?}", id.short(), node.name))
+    RepositoryError::Missing(format!("{what} {} of {}", id.short(), node.quoted_name()))
 }

@@ -80,7 +80,7 @@ pub struct Writer {
 impl Writer {
     pub(crate) fn new(
         repository: Repository,
-        options: WriterOptions,
+        options: &WriterOptions,
     ) -> Result<Self, RepositoryError> {
         repository
             .store()
@@ -93,7 +93,7 @@ impl Writer {
         )?;
         // After the lock: nothing that this index lists can be removed now.
         let index = repository.load_index()?;
-        let shared = Arc::new(Shared::new(repository, index, &options));
+        let shared = Arc::new(Shared::new(repository, index, options));
         let (work, jobs) = crossbeam_channel::bounded(2 * shared.workers);
         let (upload, finished) = crossbeam_channel::bounded(1);
         let mut writer = Self {
@@ -214,6 +214,7 @@ impl Writer {
 
     /// Makes the snapshot visible: packs, then index, then, if our lock still stands and everything
     /// reachable is indexed, the snapshot file.
+    #[allow(clippy::needless_pass_by_value, reason = "it is published once")]
     pub fn publish(
         mut self,
         snapshot: Snapshot,

@@ -182,10 +182,10 @@ impl Shared {
             self.pack_size,
         );
         self.counts.bytes_stored.fetch_add(sealed.len() as u64, Relaxed);
-        finished.map_or(Ok(()), |finished| self.send(finished, upload))
+        finished.map_or(Ok(()), |finished| Self::send(finished, upload))
     }
 
-    fn send(&self, finished: Finished, upload: &Sender<Finished>) -> Result<(), RepositoryError> {
+    fn send(finished: Finished, upload: &Sender<Finished>) -> Result<(), RepositoryError> {
         upload.send(finished).map_err(|_| RepositoryError::Worker("write packs"))
     }
 
@@ -194,7 +194,7 @@ impl Shared {
         for builder in &self.builders {
             let finished = lock(builder).take();
             if let Some(finished) = finished {
-                self.send(finished, upload)?;
+                Self::send(finished, upload)?;
             }
         }
         Ok(())
