@@ -12,6 +12,7 @@
 mod error;
 pub mod postgresql;
 mod restore;
+pub mod sqlite;
 mod stream;
 
 pub use error::ServiceError;
