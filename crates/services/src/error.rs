@@ -6,7 +6,7 @@ use std::error::Error;
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}")]
 pub struct ServiceError {
-    /// What could not be done, with the object's name: "connect to postgres://shop@db/shop".
+    /// What could not be done, with the object's name: `connect to postgres://shop@db/shop`.
     doing: String,
     /// What a person can do about it.
     hint: Option<String>,

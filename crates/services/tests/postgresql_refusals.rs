@@ -1,4 +1,5 @@
 //! What the PostgreSQL driver refuses, before anything waits, and how it says so.
+#![allow(clippy::disallowed_methods, reason = "a test's files need not survive a crash")]
 
 mod common;
 

@@ -29,7 +29,7 @@ impl Installation {
         }
         let mut found: Vec<Self> =
             directories.iter().filter_map(|directory| Self::at(directory)).collect();
-        found.sort_by_key(|installation| installation.version_key());
+        found.sort_by_key(Self::version_key);
         found.pop()
     }
 

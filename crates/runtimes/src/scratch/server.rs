@@ -4,8 +4,9 @@
 //! this process, and ends with the value that stands for it. If this process is killed, the server
 //! lives on until its directory is removed; PostgreSQL notices that by itself within a minute.
 
+use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
@@ -22,7 +23,7 @@ use super::account::Account;
 use crate::RuntimeError;
 
 /// How long a server may take to get ready, or to stop, before it is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// The longest path of a Unix socket, without its final zero.
 const SOCKET_PATH: usize = 107;
 /// A free port can be taken by another program before the server has it.
@@ -328,6 +329,7 @@ fn socket_dir(dir: &Path, account: &Account) -> Result<(PathBuf, bool), RuntimeE
     Ok((path, !fits))
 }
 
+#[allow(clippy::disallowed_methods, reason = "a scratch server is made anew, never recovered")]
 fn configure(
     data_dir: &Path,
     socket_dir: &Path,
@@ -343,7 +345,7 @@ fn configure(
         quoted(&socket_dir.to_string_lossy()),
     );
     for (name, value) in &options.settings {
-        lines.push_str(&format!("{name} = {}\n", quoted(value)));
+        let _ = writeln!(lines, "{name} = {}", quoted(value));
     }
     let included = data_dir.join("postgresql.auto.conf");
     fs::write(&included, lines).map_err(|source| io_error("write", &included, source))
@@ -428,20 +430,21 @@ fn check_name(what: &'static str, given: &str) -> Result<(), RuntimeError> {
 fn random_password() -> String {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:032x}", u128::from_be_bytes(bytes))
 }
 
 /// A path as part of a URL's query.
 fn percent_encoded(path: &Path) -> String {
     let text = path.to_string_lossy();
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' => {
-                char::from(byte).to_string()
-            }
-            other => format!("%{other:02X}"),
-        })
-        .collect()
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-_.".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
 }
 
 fn io_error(doing: &'static str, path: &Path, source: io::Error) -> RuntimeError {

@@ -78,7 +78,7 @@ pub(super) struct Setting {
 pub(super) struct Table {
     pub(super) schema: String,
     pub(super) name: String,
-    /// The file with its rows, as COPY's text in UTF-8 (or in the server's bytes, for SQL_ASCII).
+    /// The file with its rows, as COPY's text in UTF-8 (or in the server's bytes, for `SQL_ASCII`).
     pub(super) path: String,
     /// Those with values of their own: without generated ones.
     pub(super) columns: Vec<String>,

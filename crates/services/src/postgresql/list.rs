@@ -72,10 +72,11 @@ fn found(row: &Row) -> Found {
     }
 }
 
+/// Tables' oids, and sequences' schemas and names.
+pub(super) type Present = (Vec<u32>, Vec<(String, String)>);
+
 /// The tables' oids and the sequences' names, in one cheap query: for the mark.
-pub(super) fn present(
-    client: &mut Client,
-) -> Result<(Vec<u32>, Vec<(String, String)>), postgres::Error> {
+pub(super) fn present(client: &mut Client) -> Result<Present, postgres::Error> {
     let rows = client.query(
         &format!(
             "SELECT c.oid, c.relkind = 'S', n.nspname::text, c.relname::text \

@@ -1,5 +1,7 @@
 //! Names: as SQL wants them quoted, and as files can bear them.
 
+use std::fmt::Write as _;
+
 /// An identifier, quoted: names of any spelling survive.
 pub(super) fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
@@ -28,7 +30,7 @@ pub(super) fn for_path(name: &str) -> String {
         if byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' {
             encoded.push(char::from(byte));
         } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+            let _ = write!(encoded, "%{byte:02X}");
         }
     }
     encoded

@@ -72,22 +72,20 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 pub(super) fn prepare(driver: &Postgres) -> Result<PreparedPostgres, ServiceError> {
     let login = &driver.login;
     let mut databases = Vec::new();
-    let mut found = None;
+    let mut found: Option<(Tools, u32, String)> = None;
     for name in &driver.databases {
         let mut control = login.connect(name)?;
-        let (tools, ..) = match &found {
-            Some(found) => found,
-            None => {
-                let version = control.version;
-                let text: String = control
-                    .client
-                    .query_one("SELECT current_setting('server_version')", &[])
-                    .map_err(|e| failed(login, name, e))?
-                    .get(0);
-                found.insert((Tools::find(&driver.tool_dirs, version)?, version, text))
-            }
-        };
-        databases.push(PreparedDatabase::open(login, tools, name, control)?);
+        if found.is_none() {
+            let row = control
+                .client
+                .query_one("SELECT current_setting('server_version')", &[])
+                .map_err(|e| failed(login, name, e))?;
+            let tools = Tools::find(&driver.tool_dirs, control.version)?;
+            found = Some((tools, control.version, row.get(0)));
+        }
+        if let Some((tools, ..)) = &found {
+            databases.push(PreparedDatabase::open(login, tools, name, control)?);
+        }
     }
     let Some((tools, version, version_text)) = found else {
         return Err(ServiceError::new("no database was named"));

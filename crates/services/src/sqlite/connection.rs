@@ -15,11 +15,20 @@ use crate::ServiceError;
 pub(super) const BUSY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Between tries for a lock. SQLite's own waiting sleeps ever longer, up to 100 ms, and misses the
+/// short gaps that a busy writer in rollback-journal mode leaves.
+const TRY_AGAIN: Duration = Duration::from_millis(1);
+
+fn wait_for_lock(tries: i32) -> bool {
+    thread::sleep(TRY_AGAIN);
+    Duration::from_millis(u64::from(tries.unsigned_abs())) < BUSY
+}
+
 /// Opens a database that others use. It must exist.
 pub(super) fn open_live(path: &Path) -> Result<Connection, rusqlite::Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY)?;
+    connection.busy_handler(Some(wait_for_lock))?;
     // Nothing has been read until the first statement.
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     Ok(connection)

@@ -42,17 +42,17 @@ pub struct Sqlite {
 impl Sqlite {
     /// Checks the options alone; the file is not touched.
     pub fn new(options: SqliteOptions) -> Result<Self, ServiceError> {
-        if options.path.file_name().is_none() {
+        let SqliteOptions { path } = options;
+        if path.file_name().is_none() {
             return Err(ServiceError::new(format!(
                 "`{}` is not the path of an SQLite database",
-                options.path.display()
+                path.display()
             )));
         }
         // A relative path would mean another file once the working directory changes.
-        let path = std::path::absolute(&options.path).map_err(|e| {
-            ServiceError::new(format!("find {}", options.path.display())).because(e)
-        })?;
-        Ok(Self { path })
+        let absolute = std::path::absolute(&path)
+            .map_err(|e| ServiceError::new(format!("find {}", path.display())).because(e))?;
+        Ok(Self { path: absolute })
     }
 }
 

@@ -233,12 +233,9 @@ impl Prepared for PreparedSqlite {
             copied?;
         }
         self.marked = true;
-        let data: i64 =
-            pragma(&self.control, "data_version").map_err(self.fail("read the counter of"))?;
         Ok(Marker {
             at: Timestamp::now(),
             values: BTreeMap::from([
-                ("data_version".to_owned(), data.to_string()),
                 ("schema_version".to_owned(), schema.to_string()),
                 ("pages".to_owned(), pages.to_string()),
                 ("journal_mode".to_owned(), journal.name().to_owned()),

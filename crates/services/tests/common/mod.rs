@@ -89,14 +89,12 @@ pub(crate) fn step(name: &str, outcome: Result<(), ServiceError>) {
 
 /// An error with its causes and its hint, as a person would see it.
 pub(crate) fn told(error: &ServiceError) -> String {
-    let mut text = error.to_string();
+    let mut parts = vec![error.to_string()];
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
+        parts.push(error.to_string());
         source = error.source();
     }
-    if let Some(hint) = error.advice() {
-        text.push_str(&format!(" (hint: {hint})"));
-    }
-    text
+    let hint = error.advice().map(|hint| format!(" (hint: {hint})"));
+    parts.join(": ") + &hint.unwrap_or_default()
 }

@@ -4,6 +4,7 @@
 //! hidden in them. What is before the data makes tables without triggers, keys or indexes; those
 //! come after it, so rows are taken as they were.
 
+use std::fmt::Write as _;
 use std::io::{self, Read};
 
 use postgres::Client;
@@ -150,10 +151,10 @@ fn create_statement(name: &str, like: &Properties, owner: &str) -> String {
         let locale = literal(locale);
         match like.provider.as_deref() {
             Some("i") => {
-                statement.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {locale}"));
+                let _ = write!(statement, " LOCALE_PROVIDER icu ICU_LOCALE {locale}");
             }
             Some("b") => {
-                statement.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {locale}"));
+                let _ = write!(statement, " LOCALE_PROVIDER builtin BUILTIN_LOCALE {locale}");
             }
             _ => {}
         }
