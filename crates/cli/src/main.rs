@@ -1,6 +1,116 @@
-#![doc = "The `stillpoint` command."]
-#![allow(dead_code, unused_imports, reason = "the commands that use these rooms are being wired")]
+//! The `stillpoint` command: arguments, output, and the wiring of every other crate.
 
+mod arguments;
+mod backups;
+mod create;
 mod demo;
+mod environment;
+mod failure;
+mod gateway;
+mod place;
+//mod repo;
+mod restore;
+mod terminal;
+mod watchdog;
 
-fn main() {}
+use arguments::{Arguments, BackupCommand, Command};
+use clap::{CommandFactory, Parser};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse_from(split_colon(std::env::args_os()));
+    log_to_stderr(arguments.global.verbose);
+    let global = &arguments.global;
+    let done = match arguments.command {
+        Command::Demo(arguments) => return demo::run(global, &arguments),
+
+        Command::DemoShop(arguments) => demo::run_shop(arguments),
+        Command::DemoLoad(arguments) => demo::run_load(arguments),
+        Command::Backup(BackupCommand::Create(arguments)) => create::run(global, &arguments),
+        Command::Backup(BackupCommand::List(arguments)) | Command::Backups(arguments) => {
+            backups::list(global, &arguments)
+        }
+        Command::Backup(BackupCommand::Get(arguments)) => backups::get(global, &arguments),
+        Command::Backup(BackupCommand::Restore(arguments)) => restore::run(global, &arguments),
+        Command::Gateway(arguments) => gateway::run(global, &arguments),
+        Command::Watchdog(arguments) => watchdog::run(global, &arguments),
+        Command::Recover => restore::run_recover(global),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// `backup:create` is `backup create`: scripts of the hosted platform's users write the former.
+fn split_colon(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let definition = Arguments::command();
+    let groups: Vec<&str> = definition
+        .get_subcommands()
+        .filter(|command| command.has_subcommands())
+        .map(clap::Command::get_name)
+        .collect();
+    let mut split = Vec::new();
+    let mut searching = true;
+    for (place, argument) in arguments.enumerate() {
+        // Only the first word that is not an option can be a command.
+        if let (true, Some(text)) = (searching && place > 0, argument.to_str())
+            && !text.starts_with('-')
+        {
+            if let Some((group, action)) = text.split_once(':')
+                && groups.contains(&group)
+            {
+                searching = false;
+                split.extend([group.into(), action.into()]);
+                continue;
+            }
+        }
+        split.push(argument);
+    }
+    split
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("STILLPOINT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(words: &[&str]) -> Vec<String> {
+        split_colon(words.iter().map(OsString::from))
+            .into_iter()
+            .map(|word| word.into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_command_with_a_colon_is_the_same_as_two_words() {
+        assert_eq!(split(&["s", "backup:create", "main"]), ["s", "backup", "create", "main"]);
+        assert_eq!(split(&["s", "-y", "backup:list"]), ["s", "-y", "backup", "list"]);
+    }
+
+    #[test]
+    fn a_colon_in_an_argument_is_left_alone() {
+        assert_eq!(
+            split(&["s", "backup:get", "a:b"]),
+            ["s", "backup", "get", "a:b"]
+        );
+        assert_eq!(split(&["s", "-c", "/x:y"]), ["s", "-c", "/x:y"]);
+        assert_eq!(split(&["s", "--config=a:b", "demo"]), ["s", "--config=a:b", "demo"]);
+    }
+
+    #[test]
+    fn the_definition_of_the_arguments_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

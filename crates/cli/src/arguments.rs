@@ -1,0 +1,180 @@
+//! The one definition of every command and flag; parser and help both come from it.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Self-hosted, consistent backups of a whole running application environment.
+#[derive(Debug, Parser)]
+#[command(
+    name = "stillpoint",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = "Examples:\n  \
+        stillpoint demo                    see it work on a real environment\n  \
+        stillpoint backup:create           back up the environment that ./stillpoint.yaml describes\n  \
+        stillpoint backup:list             what there is to restore\n  \
+        stillpoint backup:restore ID       put it back\n\n\
+        `stillpoint backup:create` and `stillpoint backup create` are the same.\n\
+        Exit status: 0 done, 1 failed, 2 usage or configuration, 3 partial."
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The project; it must be the configuration's own
+    #[arg(short, long, global = true, env = "STILLPOINT_PROJECT", value_name = "ID")]
+    pub project: Option<String>,
+    /// The environment; needed where the configuration has several
+    #[arg(short, long, global = true, env = "STILLPOINT_ENVIRONMENT", value_name = "NAME")]
+    pub environment: Option<String>,
+    /// The configuration
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "STILLPOINT_CONFIG",
+        value_name = "FILE",
+        default_value = "stillpoint.yaml"
+    )]
+    pub config: PathBuf,
+    /// Where keys, sockets and journals are kept [default: /var/lib/stillpoint as root, else
+    /// ~/.local/share/stillpoint]
+    #[arg(long, global = true, env = "STILLPOINT_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// How data is printed
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Answer yes to every question
+    #[arg(short, long, global = true)]
+    pub yes: bool,
+    /// Say nothing but errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Say more; twice for a log of everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// How data is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Aligned columns with a heading
+    Table,
+    /// Columns separated by tabs, no heading
+    Plain,
+    /// Comma-separated values with a heading
+    Csv,
+    /// JSON
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Back up and restore a real environment under load, and prove that nothing was lost
+    Demo(crate::demo::DemoArgs),
+    /// Take, list, show and restore backups
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// The same as backup:list
+    #[command(hide = true)]
+    Backups(ListArgs),
+    // repo
+    //Repo(crate::repo::RepoArgs),
+    /// Run a gateway of the configuration: it stands before the application and holds requests
+    #[command(after_help = "Example:\n  stillpoint gateway web     the gateway `web` of \
+                            ./stillpoint.yaml, in the foreground")]
+    Gateway(GatewayRunArgs),
+    /// Run the watchdog: it acts in the stead of a backup or restore that was killed
+    Watchdog(WatchdogArgs),
+    /// Finish or undo a restore that was cut off
+    Recover,
+    /// Part of `demo`: the shop's web application
+    #[command(hide = true)]
+    DemoShop(crate::demo::ShopArgs),
+    /// Part of `demo`: the shop's customers
+    #[command(hide = true)]
+    DemoLoad(crate::demo::LoadArgs),
+}
+
+/// What to do with backups.
+#[derive(Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Take a backup of a running environment
+    #[command(after_help = "Prints the backup's id on stdout. Needs a running gateway and \
+        watchdog (`stillpoint gateway NAME`, `stillpoint watchdog`); --live needs only the \
+        watchdog.\n\nExamples:\n  stillpoint backup:create\n  stillpoint backup:create staging \
+        --live\n  stillpoint backup:create --format json | jq .attributes.hold_ms")]
+    Create(CreateArgs),
+    /// List the backups of an environment, newest first
+    List(ListArgs),
+    /// Show one backup
+    Get(GetArgs),
+    /// Put a backup back: aside, verified, then swapped in; the old data stands until then
+    #[command(after_help = "A safety backup is taken first. Code is not part of a backup: its \
+        commit is printed.\n\nExamples:\n  stillpoint backup:restore 5ouvtgo4v75axijww7sqnftste2\n  \
+        stillpoint backup:restore --only uploads     the newest backup, one part of it")]
+    Restore(RestoreArgs),
+}
+
+/// Of `backup:create`.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// The environment [default: -e, the only one, or the one named like the Git branch]
+    pub name: Option<String>,
+    /// Hold nothing: no interruption at all, but less reliable to restore
+    #[arg(long)]
+    pub live: bool,
+}
+
+/// Of `backup:list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// The environment
+    pub name: Option<String>,
+}
+
+/// Of `backup:get`.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// The backup's id
+    pub id: String,
+}
+
+/// Of `backup:restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The backup's id [default: the newest]
+    pub id: Option<String>,
+    /// Only these services and mounts
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    pub only: Vec<String>,
+    /// Do not back up what is there now first
+    #[arg(long)]
+    pub no_safety_backup: bool,
+}
+
+/// Of `gateway`.
+#[derive(Debug, Args)]
+pub struct GatewayRunArgs {
+    /// The gateway's name in the configuration
+    pub name: String,
+    /// End when standard input does
+    #[arg(long, hide = true)]
+    pub exit_with_stdin: bool,
+}
+
+/// Of `watchdog`.
+#[derive(Debug, Args)]
+pub struct WatchdogArgs {
+    /// End once nobody needs it any more
+    #[arg(long)]
+    pub until_idle: bool,
+}

@@ -1,0 +1,485 @@
+//! The demo's environment and its processes: built, opened, struck.
+//!
+//! Every process ends with this one: they read standard input and end when it does. PostgreSQL
+//! does not, so the watchdog ends it if this process is killed.
+
+use super::compare::{PostgresPlace, Restored};
+use super::shop::{PostgresTarget, ShopOptions};
+use super::{Cast, PASSWORD_VARIABLE, SEEDED, load, shop};
+use crate::failure::Failure;
+use crate::terminal::Terminal;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+use stillpoint_capture::watchdog::{Guard, Undo, started};
+use stillpoint_model::progress::Monitor;
+use stillpoint_runtimes::{ScratchOptions, ScratchPostgres};
+
+/// The environment.
+pub struct Stage {
+    top: PathBuf,
+    keep: bool,
+    program: PathBuf,
+    // Declared before what they depend on: dropped, and so ended, first.
+    gateway: Option<Process>,
+    shop: Option<Process>,
+    gateway_address: Option<SocketAddr>,
+    shop_address: Option<SocketAddr>,
+    watchdog: Option<Guard>,
+    options: ShopOptions,
+    postgres: Option<(ScratchPostgres, tempfile::TempDir)>,
+}
+
+/// A child that ends when its standard input does.
+struct Process {
+    name: &'static str,
+    child: Child,
+}
+
+impl Process {
+    /// Starts it, and waits for its line `ready ADDRESS`.
+    fn start(name: &'static str, command: &mut Command) -> Result<(Self, SocketAddr), Failure> {
+        let fail = || Failure::new(format!("start {name}"));
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| fail().because(&e))?;
+        let mut line = String::new();
+        if let Some(out) = child.stdout.take() {
+            BufReader::new(out).read_line(&mut line).map_err(|e| fail().because(&e))?;
+        }
+        let process = Self { name, child };
+        let address = line.trim().rsplit([' ', '/']).find_map(|word| word.parse().ok());
+        match address {
+            Some(address) => Ok((process, address)),
+            None => Err(fail().hint(format!("it said `{}` instead of `ready`", line.trim()))),
+        }
+    }
+
+    /// Ends it in good order.
+    fn end(mut self) -> Result<(), Failure> {
+        drop(self.child.stdin.take());
+        let status = self.child.wait();
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(Failure::new(format!("{} ended with {status}", self.name))),
+            Err(e) => Err(Failure::new(format!("wait for {}", self.name)).because(&e)),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        // Already ended, or ends now that its standard input has.
+        drop(self.child.wait());
+    }
+}
+
+impl Stage {
+    /// Builds the environment: directories, servers, the shop's past, the configuration.
+    pub fn build(keep: Option<&Path>, cast: &Cast, terminal: &Terminal) -> Result<Self, Failure> {
+        terminal.begin("building a shop", None);
+        let top = top(keep)?;
+        let program =
+            std::env::current_exe().map_err(|e| Failure::new("find this program").because(&e))?;
+        let make = |name: &str| -> Result<PathBuf, Failure> {
+            let path = top.join(name);
+            fs::create_dir_all(&path)
+                .map_err(|e| Failure::new(format!("create {}", path.display())).because(&e))?;
+            Ok(path)
+        };
+        let shop_directory = make("shop")?;
+        make("backups")?;
+        let options = ShopOptions {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            sqlite: cast.sqlite.then(|| shop_directory.join("shop.db")),
+            postgres: None,
+            uploads: make("shop/uploads")?,
+        };
+        let mut stage = Self {
+            top,
+            keep: keep.is_some(),
+            program,
+            gateway: None,
+            shop: None,
+            gateway_address: None,
+            shop_address: None,
+            watchdog: None,
+            options,
+            postgres: None,
+        };
+        stage.start_postgres(cast, terminal)?;
+        stage.start_watchdog()?;
+        terminal.begin("filling the shop", None);
+        shop::seed(&stage.options, SEEDED)
+            .map_err(|e| Failure::new("fill the shop").because(e.as_ref()))?;
+        Ok(stage)
+    }
+
+    fn start_postgres(&mut self, cast: &Cast, terminal: &Terminal) -> Result<(), Failure> {
+        let Some(installation) = &cast.postgresql else { return Ok(()) };
+        terminal.begin("starting PostgreSQL", None);
+        let fail = |doing: &str| Failure::new(format!("{doing} a scratch PostgreSQL"));
+        // In the system's own temporary directory, which the server's account can reach.
+        let directory = tempfile::Builder::new()
+            .prefix("stillpoint-pg-")
+            .permissions(fs::Permissions::from_mode(0o711))
+            .tempdir()
+            .map_err(|e| fail("make room for").because(&e))?;
+        let server =
+            ScratchPostgres::start(installation, directory.path(), &ScratchOptions::default())
+                .map_err(|e| {
+                    let failure = fail("start").because(&e);
+                    match e.advice() {
+                        Some(advice) => failure.hint(advice),
+                        None => failure,
+                    }
+                })?;
+        self.options.postgres = Some(PostgresTarget {
+            url: server.url(),
+            password: Some(server.password().to_owned()),
+        });
+        self.postgres = Some((server, directory));
+        Ok(())
+    }
+
+    fn start_watchdog(&mut self) -> Result<(), Failure> {
+        let fail = || Failure::new("start the watchdog");
+        let mut watchdog = self
+            .stillpoint(&["watchdog", "--until-idle"])
+            // Not of this group: what ends the demo must not end the watchdog.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| fail().because(&e))?;
+        let mut line = String::new();
+        if let Some(out) = watchdog.stdout.take() {
+            BufReader::new(out).read_line(&mut line).map_err(|e| fail().because(&e))?;
+        }
+        let socket = PathBuf::from(line.trim().trim_start_matches("ready "));
+        let guard =
+            Guard::connect(&socket, Duration::from_secs(30)).map_err(|e| fail().because(&e))?;
+        let mut undo = Vec::new();
+        if let Some((server, _)) = &self.postgres {
+            let pid = i32::try_from(server.pid()).map_err(|e| fail().because(&e))?;
+            let started = started(pid).map_err(|e| fail().because(&e))?;
+            undo.push(Undo::EndProcess { pid, started });
+        }
+        guard.register(undo, None).map_err(|e| fail().because(&e))?;
+        self.watchdog = Some(guard);
+        Ok(())
+    }
+
+    /// This program, with the demo's configuration and data directory.
+    fn stillpoint(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments);
+        command.arg("--config").arg(self.config());
+        command.arg("--data-dir").arg(self.data());
+        for variable in ["STILLPOINT_PROJECT", "STILLPOINT_ENVIRONMENT"] {
+            command.env_remove(variable);
+        }
+        if let Some(PostgresTarget { password: Some(password), .. }) = &self.options.postgres {
+            command.env(PASSWORD_VARIABLE, password);
+        }
+        command
+    }
+
+    fn config(&self) -> PathBuf {
+        self.top.join("stillpoint.yaml")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.top.join("data")
+    }
+
+    /// The customers' log.
+    pub fn load_log(&self) -> PathBuf {
+        self.top.join("customers.log")
+    }
+
+    /// The repository, for stock restic.
+    pub fn repository(&self) -> PathBuf {
+        self.top.join("backups/shop/production")
+    }
+
+    /// The repository's password.
+    pub fn password_file(&self) -> PathBuf {
+        self.data().join("keys/shop-production.password")
+    }
+
+    /// Starts the shop, and the gateway before it.
+    pub fn open(&mut self, terminal: &Terminal) -> Result<(), Failure> {
+        terminal.begin("opening the shop", None);
+        let mut command = Command::new(&self.program);
+        command.arg("demo-shop").arg("--listen").arg(self.options.listen.to_string());
+        command.arg("--uploads").arg(&self.options.uploads);
+        if let Some(path) = &self.options.sqlite {
+            command.arg("--sqlite").arg(path);
+        }
+        if let Some(target) = &self.options.postgres {
+            command.arg("--postgres").arg(&target.url);
+            command.env(PASSWORD_VARIABLE, target.password.as_deref().unwrap_or_default());
+        }
+        let (shop, address) = Process::start("the shop", &mut command)?;
+        (self.shop, self.shop_address) = (Some(shop), Some(address));
+        self.write_config(address)?;
+        let mut command = self.stillpoint(&["gateway", "web", "--exit-with-stdin"]);
+        // Neither keys nor passwords for whoever faces the network.
+        command.env_remove(PASSWORD_VARIABLE);
+        let (gateway, address) = Process::start("the gateway", &mut command)?;
+        (self.gateway, self.gateway_address) = (Some(gateway), Some(address));
+        Ok(())
+    }
+
+    fn write_config(&self, shop: SocketAddr) -> Result<(), Failure> {
+        let mut services = String::new();
+        if let Some(target) = &self.options.postgres {
+            services += &format!(
+                "      db: {{ type: postgresql, url: \"{}\", password_env: {PASSWORD_VARIABLE} }}\n",
+                target.url
+            );
+        }
+        if self.options.sqlite.is_some() {
+            services += "      local: { type: sqlite, path: ./shop/shop.db }\n";
+        }
+        let text = format!(
+            "project: shop\n\
+             environments:\n  \
+               main:\n    \
+                 type: production\n    \
+                 gateways:\n      \
+                   web: {{ listen: \"127.0.0.1:0\", upstream: \"http://{shop}\" }}\n    \
+                 services:\n{services}    \
+                 mounts:\n      \
+                   uploads: {{ path: ./shop/uploads, exclude: [\"*.tmp\"] }}\n\
+             regions:\n  \
+               home:\n    \
+                 locations:\n      \
+                   a: {{ url: \"file://{}\" }}\n",
+            self.top.join("backups").display()
+        );
+        let path = self.config();
+        fs::File::create(&path)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|e| Failure::new(format!("write {}", path.display())).because(&e))
+    }
+
+    fn gateway(&self) -> Result<SocketAddr, Failure> {
+        self.gateway_address.ok_or_else(|| Failure::new("the gateway is not open"))
+    }
+
+    /// Starts the customers.
+    pub fn start_load(&self, connections: u16, seconds: u64) -> Result<Load, Failure> {
+        let mut command = Command::new(&self.program);
+        command.arg("demo-load").arg("--target").arg(self.gateway()?.to_string());
+        command.arg("--connections").arg(connections.to_string());
+        command.arg("--seconds").arg(seconds.to_string());
+        command.arg("--log").arg(self.load_log());
+        Load::start(&mut command)
+    }
+
+    /// Takes a backup: a process of its own, whose object is returned.
+    pub fn back_up(&self, terminal: &Terminal) -> Result<serde_json::Value, Failure> {
+        let output = self.run(&["backup:create", "--format", "json"], terminal)?;
+        serde_json::from_slice(&output)
+            .map_err(|e| Failure::new("read what backup:create printed").because(&e))
+    }
+
+    /// Restores a backup, and says how long that took.
+    pub fn restore(&self, id: &str, terminal: &Terminal) -> Result<Duration, Failure> {
+        let begun = Instant::now();
+        // What is there now was destroyed on purpose: nothing of it is worth a safety backup.
+        self.run(&["backup:restore", id, "--yes", "--no-safety-backup"], terminal)?;
+        Ok(begun.elapsed())
+    }
+
+    fn run(&self, arguments: &[&str], terminal: &Terminal) -> Result<Vec<u8>, Failure> {
+        let fail = || Failure::new(format!("stillpoint {}", arguments.join(" ")));
+        let mut child = self
+            .stillpoint(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| fail().because(&e))?;
+        let mut said = Vec::new();
+        let mut stdout = child.stdout.take();
+        let reader = std::thread::spawn(move || {
+            let mut printed = Vec::new();
+            stdout.as_mut().map_or(Ok(0), |out| out.read_to_end(&mut printed)).map(|_| printed)
+        });
+        if let Some(errors) = child.stderr.take() {
+            for line in BufReader::new(errors).lines() {
+                let line = line.map_err(|e| fail().because(&e))?;
+                terminal.say(&format!("  {line}"));
+                said.push(line);
+            }
+        }
+        let printed = reader
+            .join()
+            .map_err(|_| fail())?
+            .map_err(|e| fail().because(&e))?;
+        let status = child.wait().map_err(|e| fail().because(&e))?;
+        if status.success() {
+            return Ok(printed);
+        }
+        let failure = Failure::new(format!("stillpoint {}: {status}", arguments[0]));
+        Err(match said.iter().find(|line| line.starts_with("error: ")) {
+            Some(error) => failure.hint(error.clone()),
+            None => failure,
+        })
+    }
+
+    /// The shop's stores.
+    pub fn stores(&self) -> Restored {
+        let postgres = self.postgres.as_ref().zip(self.options.postgres.as_ref());
+        Restored {
+            sqlite: self.options.sqlite.clone(),
+            postgres: postgres.map(|((server, _), target)| PostgresPlace {
+                target: target.clone(),
+                psql: server.psql(),
+            }),
+            uploads: self.options.uploads.clone(),
+            seeded: SEEDED,
+        }
+    }
+
+    /// One more order through the gateway: the restored shop must go on as if nothing had been.
+    pub fn order_once_more(&self) -> Result<(), Failure> {
+        let fail = || Failure::new("the restored shop does not take orders");
+        let mut connection = TcpStream::connect(self.gateway()?).map_err(|e| fail().because(&e))?;
+        let order = shop::Order::numbered(u64::from(u32::MAX));
+        let body = serde_json::to_string(&order.body).map_err(|e| fail().because(&e))?;
+        let request = format!(
+            "POST /orders/{} HTTP/1.1\r\nHost: shop\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            order.number,
+            body.len()
+        );
+        let mut answer = String::new();
+        connection
+            .write_all(request.as_bytes())
+            .and_then(|()| connection.read_to_string(&mut answer))
+            .map_err(|e| fail().because(&e))?;
+        let status = answer.lines().next().unwrap_or_default();
+        if status.contains(" 201 ") { Ok(()) } else { Err(fail().hint(status.to_owned())) }
+    }
+
+    /// Ends everything, and removes what is not needed to open the repository.
+    pub fn strike(mut self) -> Result<(), Failure> {
+        for process in [self.gateway.take(), self.shop.take()].into_iter().flatten() {
+            process.end()?;
+        }
+        if let Some((server, directory)) = self.postgres.take() {
+            server.stop().map_err(|e| Failure::new("stop PostgreSQL").because(&e))?;
+            directory.close().map_err(|e| Failure::new("remove PostgreSQL's files").because(&e))?;
+        }
+        if let Some(watchdog) = self.watchdog.take() {
+            watchdog.goodbye().map_err(|e| Failure::new("leave the watchdog").because(&e))?;
+        }
+        if !self.keep {
+            let shop = self.top.join("shop");
+            fs::remove_dir_all(&shop)
+                .map_err(|e| Failure::new(format!("remove {}", shop.display())).because(&e))?;
+        }
+        Ok(())
+    }
+}
+
+fn top(keep: Option<&Path>) -> Result<PathBuf, Failure> {
+    let fail = |path: &Path| Failure::new(format!("use the directory {}", path.display()));
+    let Some(keep) = keep else {
+        return tempfile::Builder::new()
+            .prefix("stillpoint-demo-")
+            .tempdir()
+            .map(tempfile::TempDir::keep)
+            .map_err(|e| fail(&std::env::temp_dir()).because(&e));
+    };
+    fs::create_dir_all(keep).map_err(|e| fail(keep).because(&e))?;
+    let empty = fs::read_dir(keep).map_err(|e| fail(keep).because(&e))?.next().is_none();
+    if !empty {
+        return Err(Failure::usage(format!("{} is not empty", keep.display()))
+            .hint("--keep wants a new directory: nothing in it is to be overwritten"));
+    }
+    std::path::absolute(keep).map_err(|e| fail(keep).because(&e))
+}
+
+/// The customers at work.
+pub struct Load {
+    process: Process,
+    lines: Receiver<String>,
+    begun: Instant,
+}
+
+impl Load {
+    fn start(command: &mut Command) -> Result<Self, Failure> {
+        let fail = || Failure::new("start the customers");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| fail().because(&e))?;
+        let out = child.stdout.take().ok_or_else(fail)?;
+        let (tell, lines) = mpsc::channel();
+        std::thread::spawn(move || forward(out, &tell));
+        let process = Process { name: "the customers", child };
+        Ok(Self { process, lines, begun: Instant::now() })
+    }
+
+    /// Lets them order for a while.
+    pub fn wait_for(&self, time: Duration, terminal: &Terminal) -> Result<(), Failure> {
+        loop {
+            let left = time.saturating_sub(self.begun.elapsed());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => show(&line, terminal),
+                Err(mpsc::RecvTimeoutError::Timeout) => return Ok(()),
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Failure::new("the customers left early"));
+                }
+            }
+        }
+    }
+
+    /// Waits until they have gone.
+    pub fn end(mut self, terminal: &Terminal) -> Result<load::Summary, Failure> {
+        let mut last = String::new();
+        while let Ok(line) = self.lines.recv() {
+            show(&line, terminal);
+            last = line;
+        }
+        let status = self.process.child.wait();
+        let status = status.map_err(|e| Failure::new("wait for the customers").because(&e))?;
+        if !status.success() {
+            return Err(Failure::new(format!("the customers ended with {status}")));
+        }
+        serde_json::from_str(&last).map_err(|e| Failure::new("read the customers' sum").because(&e))
+    }
+}
+
+fn forward(out: ChildStdout, tell: &mpsc::Sender<String>) {
+    for line in BufReader::new(out).lines() {
+        let Ok(line) = line else { return };
+        if tell.send(line).is_err() {
+            return;
+        }
+    }
+}
+
+fn show(line: &str, terminal: &Terminal) {
+    if let Ok(progress) = serde_json::from_str::<load::Progress>(line) {
+        terminal.status(&format!(
+            "{} orders, {} failed",
+            progress.acknowledged, progress.failed
+        ));
+    }
+}

@@ -1,0 +1,187 @@
+//! From the configuration's parts to participants of a still point and steps of a restore.
+
+use crate::failure::Failure;
+use crate::place::Place;
+use std::path::PathBuf;
+use std::sync::Arc;
+use stillpoint_capture::mount::{Earlier, Filter, MountParticipant, MountRestore, SETTLED_BEFORE};
+use stillpoint_capture::restore::{JournalPart, RestorePart};
+use stillpoint_capture::{CaptureError, GatewayParticipant, Participant, ServiceParticipant, TreeSource};
+use stillpoint_gateway::control::Purpose;
+use stillpoint_model::config::{MountPart, ServicePart};
+use stillpoint_model::ids::PartName;
+use stillpoint_model::manifest::{Code, Part, Role};
+use stillpoint_repository::{BlobId, Reader};
+use stillpoint_services::postgresql::{Postgres, PostgresOptions, default_tool_dirs};
+use stillpoint_services::sqlite::{Sqlite, SqliteOptions};
+use stillpoint_services::{Driver, Restore, ServiceError};
+
+use crate::backups::Stored;
+
+/// The driver of one service. Passwords are read from the environment here, and nowhere else.
+pub fn driver(service: &ServicePart) -> Result<Box<dyn Driver>, ServiceError> {
+    Ok(match service {
+        ServicePart::Postgresql { url, password_env, databases } => {
+            let password = password_env.as_ref().map(|name| {
+                std::env::var(name).map_err(|e| {
+                    ServiceError::new(format!("read the password from the variable {name}"))
+                        .because(e)
+                        .hint(format!("`password_env` names it; set it: export {name}=..."))
+                })
+            });
+            let path = std::env::var_os("PATH");
+            Box::new(Postgres::new(PostgresOptions {
+                url: url.clone(),
+                password: password.transpose()?,
+                databases: databases.clone(),
+                tool_dirs: default_tool_dirs(path.as_deref()),
+            })?)
+        }
+        ServicePart::Sqlite { path } => Box::new(Sqlite::new(SqliteOptions { path: path.clone() })?),
+    })
+}
+
+fn filter(mount: &MountPart) -> Result<Filter, Failure> {
+    Filter::new(&mount.exclude).map_err(|e| {
+        Failure::usage(format!("mount {}", mount.path.display())).because(&e)
+    })
+}
+
+/// Every gateway of the environment, and where it is reached.
+pub fn gateways(place: &Place, purpose: Purpose) -> Result<Vec<GatewayParticipant>, Failure> {
+    place
+        .environment()
+        .gateways
+        .keys()
+        .map(|name| {
+            let socket = place.gateway_socket(name)?;
+            Ok(GatewayParticipant::new(name.clone(), socket, purpose))
+        })
+        .collect()
+}
+
+/// The control sockets of every gateway.
+pub fn gateway_sockets(place: &Place) -> Result<Vec<PathBuf>, Failure> {
+    place.environment().gateways.keys().map(|name| place.gateway_socket(name)).collect()
+}
+
+/// All participants of a backup. `last` is the environment's last one: what it holds and has not
+/// changed since is not read again.
+pub fn participants(
+    place: &Place,
+    live: bool,
+    last: Option<(&Reader, &Stored)>,
+) -> Result<Vec<Box<dyn Participant>>, Failure> {
+    let environment = place.environment();
+    let mut all: Vec<Box<dyn Participant>> = Vec::new();
+    if !live {
+        for gateway in gateways(place, Purpose::Backup)? {
+            all.push(Box::new(gateway));
+        }
+    }
+    for (name, service) in &environment.services {
+        let driver = driver(service)
+            .map_err(|e| CaptureError::of_service(format!("prepare service `{name}`"), e))?;
+        all.push(Box::new(ServiceParticipant::new(name.clone(), driver)));
+    }
+    for (name, mount) in &environment.mounts {
+        let mut participant =
+            MountParticipant::new(name.clone(), mount.path.clone(), filter(mount)?);
+        if let Some((reader, stored)) = last
+            && let Some(earlier) = earlier(reader, stored, name)
+        {
+            participant.recall(&earlier)?;
+        }
+        all.push(Box::new(participant));
+    }
+    Ok(all)
+}
+
+fn earlier<'a>(reader: &'a Reader, stored: &Stored, mount: &PartName) -> Option<Earlier<'a>> {
+    let part = stored.manifest.parts.iter().find(|p| p.role == Role::Mount && p.name == *mount)?;
+    let settled_before = part.marker.values.get(SETTLED_BEFORE)?.parse().ok()?;
+    let tree = stored.tree_of(reader, part).ok()?;
+    Some(Earlier { reader, tree, settled_before })
+}
+
+/// The restore of one part of a backup, into this environment.
+pub fn restore_part<'a>(
+    place: &Place,
+    reader: &'a Arc<Reader>,
+    part: &Part,
+    tree: BlobId,
+) -> Result<RestorePart<'a>, Failure> {
+    let missing = || {
+        Failure::new(format!("the environment has no {} `{}`", role(part.role), part.name))
+            .hint("add it to stillpoint.yaml, or leave it out with --only")
+    };
+    let environment = place.environment();
+    let steps: Box<dyn Restore> = match part.role {
+        Role::Service => {
+            let service = environment.services.get(&part.name).ok_or_else(missing)?;
+            if service.kind() != part.kind {
+                return Err(Failure::new(format!(
+                    "`{}` is {} in the backup and {} in the environment",
+                    part.name,
+                    part.kind,
+                    service.kind()
+                )));
+            }
+            driver(service)
+                .map_err(|e| CaptureError::of_service(format!("restore `{}`", part.name), e))?
+                .restore()
+        }
+        Role::Mount => {
+            let mount = environment.mounts.get(&part.name).ok_or_else(missing)?;
+            let (path, filter) = (mount.path.clone(), filter(mount)?);
+            Box::new(MountRestore::new(path, filter, Arc::clone(reader), tree))
+        }
+    };
+    let source = TreeSource::new(reader, &tree)
+        .map_err(|e| Failure::new(format!("read `{}` of the backup", part.name)).because(&e))?;
+    let (name, role) = (part.name.clone(), part.role);
+    Ok(RestorePart { name, role, steps, source: Box::new(source) })
+}
+
+/// The steps that finish or undo a part's restore, without the backup.
+pub fn recovery_steps(place: &Place, part: &JournalPart) -> Result<Box<dyn Restore>, CaptureError> {
+    let environment = place.environment();
+    let missing = || {
+        CaptureError::new(format!("recover `{}`: it is not in stillpoint.yaml any more", part.name))
+    };
+    match part.role {
+        Role::Service => {
+            let service = environment.services.get(&part.name).ok_or_else(missing)?;
+            let driver = driver(service)
+                .map_err(|e| CaptureError::of_service(format!("recover `{}`", part.name), e))?;
+            Ok(driver.restore())
+        }
+        Role::Mount => {
+            let mount = environment.mounts.get(&part.name).ok_or_else(missing)?;
+            let filter = Filter::new(&mount.exclude)
+                .map_err(|e| CaptureError::new(format!("recover `{}`", part.name)).because(e))?;
+            Ok(Box::new(MountRestore::to_recover(mount.path.clone(), filter)))
+        }
+    }
+}
+
+/// The word for a role.
+pub fn role(role: Role) -> &'static str {
+    match role {
+        Role::Service => "service",
+        Role::Mount => "mount",
+    }
+}
+
+/// The commit that the environment's code is at, by Git itself.
+pub fn code(place: &Place) -> Option<Code> {
+    let path = &place.environment().code.as_ref()?.path;
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git").arg("-C").arg(path).args(arguments).output();
+        let output = output.ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "HEAD"])?;
+    let branch = git(&["symbolic-ref", "--short", "-q", "HEAD"]);
+    Some(Code { commit, branch })
+}

@@ -1,0 +1,217 @@
+//! Where things are: the configuration, the data directory with its sockets, keys and journals,
+//! and the repository of an environment.
+
+use crate::arguments::Global;
+use crate::failure::Failure;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use stillpoint_model::config::{self, Config, Environment, Location};
+use stillpoint_model::ids::{EnvironmentName, PartName};
+use stillpoint_repository::{LocalStore, Repository};
+
+/// One environment of one configuration, and where its things are on this host.
+pub struct Place {
+    /// The whole configuration.
+    pub config: Config,
+    /// The configuration's file, absolute.
+    pub config_file: PathBuf,
+    /// The environment's name.
+    pub name: EnvironmentName,
+    /// The data directory, absolute.
+    pub data: PathBuf,
+}
+
+impl Place {
+    /// Reads the configuration and picks the environment.
+    pub fn find(global: &Global, named: Option<&str>) -> Result<Self, Failure> {
+        let config_file = std::path::absolute(&global.config)
+            .map_err(|e| Failure::usage(format!("{}: {e}", global.config.display())))?;
+        let text = fs::read_to_string(&config_file).map_err(|e| {
+            Failure::usage(format!("read {}", config_file.display()))
+                .because(&e)
+                .hint("name the configuration with --config FILE")
+        })?;
+        let shown = global.config.display().to_string();
+        let mut config = config::parse(&shown, &text)?;
+        config.resolve_against(config_file.parent().unwrap_or(Path::new("/")));
+        if let Some(project) = &global.project
+            && project != config.project.as_str()
+        {
+            return Err(Failure::usage(format!(
+                "{shown} is of project `{}`, not of `{project}`",
+                config.project
+            )));
+        }
+        let name = choose(&config, named.or(global.environment.as_deref()), &shown)?;
+        let data = data_dir(global)?;
+        Ok(Self { config, config_file, name, data })
+    }
+
+    /// The environment's part of the configuration.
+    pub fn environment(&self) -> &Environment {
+        &self.config.environments[&self.name]
+    }
+
+    fn slug(&self) -> String {
+        format!("{}-{}", self.config.project, self.name.as_str().replace('/', "-"))
+    }
+
+    /// A gateway's control socket.
+    pub fn gateway_socket(&self, gateway: &PartName) -> Result<PathBuf, Failure> {
+        socket(&self.data, &format!("{}-{gateway}.sock", self.slug()))
+    }
+
+    /// The watchdog's socket.
+    pub fn watchdog_socket(&self) -> Result<PathBuf, Failure> {
+        socket(&self.data, "watchdog.sock")
+    }
+
+    /// The journal of a restore of this environment.
+    pub fn journal(&self) -> Result<PathBuf, Failure> {
+        Ok(private(&self.data, "journal")?.join(format!("{}.json", self.slug())))
+    }
+
+    /// Where the environment's repository is, and the file with its password. One repository a
+    /// project and environment type, so that a development host never holds production's key.
+    pub fn repository_files(&self) -> Result<(PathBuf, PathBuf), Failure> {
+        let mut locations =
+            self.config.regions.values().flat_map(|region| region.locations.values());
+        let (Some(location), None) = (locations.next(), locations.next()) else {
+            return Err(Failure::usage(format!(
+                "{} must name exactly one region with one location",
+                self.config_file.display()
+            ))
+            .hint("several locations are not supported by this version yet"));
+        };
+        let kind = self.environment().kind;
+        let Location::Directory { path } = location;
+        let repository = path.join(self.config.project.as_str()).join(kind.as_str());
+        let password =
+            private(&self.data, "keys")?.join(format!("{}-{kind}.password", self.config.project));
+        Ok((repository, password))
+    }
+
+    /// Opens the environment's repository; `create` makes it, and its password, the first time.
+    pub fn repository(&self, create: bool) -> Result<Repository, Failure> {
+        let (path, password_file) = self.repository_files()?;
+        let fail = |doing: &str| format!("{doing} the repository {}", path.display());
+        let exists = path.join("config").exists();
+        if !exists && !create {
+            return Err(Failure::new(format!(
+                "environment `{}` has no backups yet: there is no repository at {}",
+                self.name,
+                path.display()
+            )));
+        }
+        let password = match fs::read_to_string(&password_file) {
+            Ok(password) => password.trim_end_matches('\n').to_owned(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !exists => {
+                new_password(&password_file).map_err(|e| {
+                    Failure::new(format!("write {}", password_file.display())).because(&e)
+                })?
+            }
+            Err(e) => {
+                return Err(Failure::new(format!("read {}", password_file.display()))
+                    .because(&e)
+                    .hint("the repository cannot be opened without its password"));
+            }
+        };
+        if !exists {
+            fs::create_dir_all(&path).map_err(|e| Failure::new(fail("create")).because(&e))?;
+        }
+        let store = LocalStore::new(path.clone())
+            .map_err(|e| Failure::new(fail("use")).because(&e))?;
+        let opened = if exists {
+            Repository::open(Arc::new(store), &password)
+        } else {
+            Repository::init(Arc::new(store), &password)
+        };
+        opened.map_err(|e| Failure::new(fail(if exists { "open" } else { "create" })).because(&e))
+    }
+}
+
+/// The watchdog's socket: one watchdog a data directory, whatever the environment.
+pub fn watchdog_socket(global: &Global) -> Result<PathBuf, Failure> {
+    socket(&data_dir(global)?, "watchdog.sock")
+}
+
+/// The private directory `DATA/WHAT`, created if it is missing.
+fn private(data: &Path, what: &str) -> Result<PathBuf, Failure> {
+    let directory = data.join(what);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|e| {
+        Failure::new(format!("create {}", directory.display()))
+            .because(&e)
+            .hint("choose another data directory with --data-dir DIR")
+    })?;
+    Ok(directory)
+}
+
+fn socket(data: &Path, name: &str) -> Result<PathBuf, Failure> {
+    let socket = private(data, "run")?.join(name);
+    // The kernel's limit for a unix socket's path.
+    if socket.as_os_str().len() > 107 {
+        return Err(Failure::usage(format!(
+            "the socket's path {} is longer than the 107 bytes that the system allows",
+            socket.display()
+        ))
+        .hint("choose a shorter --data-dir"));
+    }
+    Ok(socket)
+}
+
+fn data_dir(global: &Global) -> Result<PathBuf, Failure> {
+    match &global.data_dir {
+        Some(data) => std::path::absolute(data)
+            .map_err(|e| Failure::usage(format!("{}: {e}", data.display()))),
+        None => default_data_dir(),
+    }
+}
+
+fn choose(config: &Config, named: Option<&str>, shown: &str) -> Result<EnvironmentName, Failure> {
+    let known = || {
+        let names: Vec<&str> = config.environments.keys().map(EnvironmentName::as_str).collect();
+        format!("{shown} has: {}", names.join(", "))
+    };
+    if let Some(named) = named {
+        return config
+            .environments
+            .keys()
+            .find(|name| name.as_str() == named)
+            .cloned()
+            .ok_or_else(|| Failure::usage(format!("no environment `{named}`")).hint(known()));
+    }
+    let mut names = config.environments.keys();
+    match (names.next(), names.next()) {
+        (Some(only), None) => Ok(only.clone()),
+        _ => Err(Failure::usage("which environment?").hint(format!("-e NAME; {}", known()))),
+    }
+}
+
+fn default_data_dir() -> Result<PathBuf, Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/stillpoint"));
+    }
+    let home = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    home("XDG_DATA_HOME")
+        .or_else(|| home("HOME").map(|home| home.join(".local/share")))
+        .map(|share| share.join("stillpoint"))
+        .ok_or_else(|| Failure::usage("no data directory: HOME is not set").hint("--data-dir DIR"))
+}
+
+/// A password of 160 random bits, written durably before anything is encrypted with it.
+fn new_password(file: &Path) -> io::Result<String> {
+    let password: String = (0..2)
+        .map(|_| stillpoint_model::ids::BackupId::random().as_str()[..16].to_owned())
+        .collect();
+    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
+    out.write_all(password.as_bytes())?;
+    out.write_all(b"\n")?;
+    out.sync_all()?;
+    if let Some(directory) = file.parent() {
+        fs::File::open(directory)?.sync_all()?;
+    }
+    Ok(password)
+}

@@ -1,0 +1,85 @@
+//! Progress on a terminal: one line that is redrawn; elsewhere one plain line a phase. All of it
+//! on stderr: stdout is for data.
+
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::time::Duration;
+use stillpoint_model::progress::Monitor;
+
+/// Shows progress to a person.
+pub struct Terminal {
+    bar: ProgressBar,
+    drawn: bool,
+    verbose: bool,
+    quiet: bool,
+}
+
+impl Terminal {
+    /// For standard error. `verbose` shows notes as well.
+    pub fn new(quiet: bool, verbose: bool) -> Self {
+        let bar = if quiet {
+            ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
+        } else {
+            ProgressBar::new_spinner()
+        };
+        let style = ProgressStyle::with_template("{spinner} {msg} {bytes} ({bytes_per_sec}) {elapsed}");
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        let drawn = !quiet && !bar.is_hidden();
+        if drawn {
+            bar.enable_steady_tick(Duration::from_millis(120));
+        }
+        Self { bar, drawn, verbose, quiet }
+    }
+
+    /// Says something, without tearing the line that is drawn.
+    pub fn say(&self, text: &str) {
+        if self.quiet {
+            return;
+        }
+        if self.drawn {
+            self.bar.suspend(|| eprintln!("{text}"));
+        } else {
+            eprintln!("{text}");
+        }
+    }
+
+    /// Shows how things are, where a line can be redrawn.
+    pub fn status(&self, text: &str) {
+        self.bar.set_message(text.to_owned());
+    }
+
+    /// Leaves the terminal clean.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl Monitor for Terminal {
+    fn begin(&self, phase: &str, total: Option<u64>) {
+        if self.drawn {
+            self.bar.reset();
+            self.bar.set_message(phase.to_owned());
+        } else if let Some(total) = total {
+            self.say(&format!("{phase} ({})", HumanBytes(total)));
+        } else {
+            self.say(phase);
+        }
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    fn note(&self, text: &str) {
+        if self.verbose {
+            self.say(text);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Backups and restores by the whole binary, as a user has them.
+
+mod support;
+
+use support::{Customers, Environment, stderr};
+
+fn rows(environment: &Environment) -> Vec<String> {
+    let database = rusqlite::Connection::open(environment.path("app.db")).unwrap();
+    let mut statement = database.prepare("SELECT v FROM t ORDER BY id").unwrap();
+    statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
+
+#[test]
+fn a_backup_under_load_is_consistent_and_comes_back_as_it_was() {
+    let environment = Environment::new();
+    let customers = Customers::start(environment.gateway(), 8);
+    customers.await_answers(20);
+    let id = environment.succeed(&["backup:create"]);
+    customers.await_answers(20);
+    customers.end_without_failures();
+    assert_eq!(id.len(), 26);
+
+    let object: serde_json::Value =
+        serde_json::from_str(&environment.succeed(&["backup:get", &id, "--format", "json"]))
+            .unwrap();
+    assert_eq!(object["attributes"]["consistency"], "consistent");
+    assert_eq!(object["attributes"]["completeness"], "complete");
+    assert!(object["attributes"].as_object().unwrap().values().all(serde_json::Value::is_string));
+
+    // What happens after the backup is undone by the restore, and nothing else is.
+    let database = rusqlite::Connection::open(environment.path("app.db")).unwrap();
+    database.execute_batch("DELETE FROM t; INSERT INTO t (v) VALUES ('later')").unwrap();
+    std::fs::write(environment.path("uploads/a.txt"), "changed").unwrap();
+    std::fs::remove_dir_all(environment.path("uploads/deep")).unwrap();
+    std::fs::write(environment.path("uploads/later.txt"), "later").unwrap();
+
+    environment.succeed(&["backup:restore", &id, "--yes"]);
+    assert_eq!(rows(&environment), ["one", "two"]);
+    let read = |name: &str| std::fs::read(environment.path(name)).unwrap();
+    assert_eq!(read("uploads/a.txt"), b"first");
+    assert_eq!(read("uploads/deep/b.bin"), vec![7_u8; 100_000]);
+    let left: Vec<_> = std::fs::read_dir(environment.path("uploads"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+
+    // The safety backup holds what the restore replaced.
+    assert_eq!(environment.backups(), 2);
+    let list = environment.succeed(&["backups", "--format", "plain"]);
+    let safety = list.split('\t').next().unwrap();
+    assert_ne!(safety, id);
+    environment.succeed(&["backup:restore", safety, "--yes", "--no-safety-backup"]);
+    assert_eq!(rows(&environment), ["later"]);
+    assert_eq!(read("uploads/later.txt"), b"later");
+    environment.assert_restic_is_content();
+}
+
+#[test]
+fn a_restore_of_one_part_leaves_the_others_alone() {
+    let environment = Environment::new();
+    let id = environment.succeed(&["backup:create"]);
+    let database = rusqlite::Connection::open(environment.path("app.db")).unwrap();
+    database.execute_batch("INSERT INTO t (v) VALUES ('three')").unwrap();
+    std::fs::write(environment.path("uploads/a.txt"), "changed").unwrap();
+    environment.succeed(&["backup:restore", &id, "--only", "uploads", "-y", "--no-safety-backup"]);
+    assert_eq!(std::fs::read(environment.path("uploads/a.txt")).unwrap(), b"first");
+    assert_eq!(rows(&environment), ["one", "two", "three"]);
+
+    let output = environment.run(&["backup:restore", &id, "--only", "upload", "-y"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("it holds: local, uploads"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_live_backup_holds_nothing_and_says_what_it_is_worth() {
+    let environment = Environment::new();
+    let output = environment.run(&["backup:create", "--live"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("less reliable to restore"));
+    assert_eq!(environment.status().totals.holds, 0);
+    let list = environment.run(&["backup:list", "--format", "json"]);
+    assert!(stderr(&list).contains("less reliable to restore"));
+    let objects: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    assert_eq!(objects[0]["attributes"]["consistency"], "live");
+    assert_eq!(objects[0]["safe"], false);
+}
+
+#[test]
+fn an_unchanged_file_is_not_read_for_the_next_backup() {
+    let environment = Environment::new();
+    environment.succeed(&["backup:create"]);
+    let output = environment.run(&["backup:create", "-v"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    // Only on a file system that tells of every change.
+    let whole = ["tmpfs"];
+    let object: serde_json::Value = serde_json::from_str(&environment.succeed(&[
+        "backup:get",
+        String::from_utf8(output.stdout.clone()).unwrap().trim(),
+        "--format",
+        "json",
+    ]))
+    .unwrap();
+    let part = &object["parts"][1];
+    assert_eq!(part["name"], "uploads");
+    if !whole.contains(&part["facts"]["file_system"].as_str().unwrap()) {
+        assert!(
+            stderr(&output).contains("mount uploads: pass 1 read 0 files, 0 bytes"),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn a_restore_asks_first_and_needs_a_yes_where_nobody_can_be_asked() {
+    let environment = Environment::new();
+    let id = environment.succeed(&["backup:create"]);
+    let output = environment.run(&["backup:restore", &id]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--yes"), "{}", stderr(&output));
+}
