@@ -404,9 +404,12 @@ async fn a_client_that_goes_away_while_it_waits_leaves_the_queue() {
     .await;
     let gateway = TestGateway::start(application.address).await;
     let held = gateway.hold_long(Purpose::Backup).await;
-    // hyper itself notices the first; the second's unread body hides its end from hyper.
-    let with_body = "POST /b HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello".to_owned();
-    for request in [get("/a"), with_body] {
+    // hyper itself notices the first; unread bodies hide the end of the others from it.
+    let body = "x".repeat(30_000);
+    let with_body = format!("POST /b HTTP/1.1\r\nhost: a\r\ncontent-length: 30000\r\n\r\n{body}");
+    let expecting = "POST /c HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\n\
+                     content-length: 5\r\n\r\n";
+    for request in [get("/a"), with_body, expecting.to_owned()] {
         let mut client = TcpStream::connect(gateway.address).await.unwrap();
         client.write_all(request.as_bytes()).await.unwrap();
         gateway.until(|status| status.held == 1).await;
@@ -415,7 +418,7 @@ async fn a_client_that_goes_away_while_it_waits_leaves_the_queue() {
     }
     blocking(move || held.release()).await.unwrap();
     let status = gateway.until(|status| status.in_flight == 0).await;
-    assert_eq!(status.totals.abandoned, 2);
+    assert_eq!(status.totals.abandoned, 3);
     assert_eq!(seen.load(Ordering::SeqCst), 0);
 }
 

@@ -130,3 +130,50 @@ impl ClientProbe {
             && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ResponseBody;
+    use super::*;
+    use crate::gate::{Entered, Gate};
+    use crate::state::About;
+    use crate::upstream::Pool;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper::{Method, Response, Uri};
+    use hyper_util::rt::TokioIo;
+    use std::convert::Infallible;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_response_stays_in_flight_until_its_last_byte_has_left_hypers_buffer() {
+        let gate = Gate::new(1, Pool::new("http://127.0.0.1:9".parse().unwrap()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, address) = listener.accept().await.unwrap();
+        let about = About { method: Method::GET, uri: Uri::from_static("/"), client: address };
+        let Entered::Passed(seat, _) = gate.enter(about, None, std::future::pending()).await else {
+            panic!("nothing is held");
+        };
+
+        let (stream, _, leaving) = ClientStream::new(stream);
+        let (seat, seats) = (Mutex::new(Some(seat)), leaving.clone());
+        let service = service_fn(move |_| {
+            // One chunk, larger than the kernel takes: hyper has it all, and drops the body.
+            let body = ResponseBody::words("x".repeat(64 << 20));
+            let seat = seat.lock().unwrap().take().unwrap();
+            let response = Response::new(body.seated(seat, seats.clone()));
+            async move { Ok::<_, Infallible>(response) }
+        });
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        client.read_u8().await.unwrap();
+
+        let in_flight = || gate.look(|state, _| state.snapshot().in_flight);
+        assert_eq!(leaving.0.lock().unwrap().len(), 1, "hyper has dropped the body");
+        assert_eq!(in_flight(), 1);
+        tokio::io::copy(&mut client, &mut tokio::io::sink()).await.unwrap();
+        assert_eq!(in_flight(), 0);
+    }
+}
