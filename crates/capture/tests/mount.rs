@@ -106,7 +106,7 @@ fn look(directory: &Path) -> Vec<String> {
                 pending.push(relative.clone());
                 String::new()
             } else if meta.is_symlink() {
-                format!("{:?}", fs::read_link(&path).unwrap())
+                fs::read_link(&path).unwrap().display().to_string()
             } else {
                 let content = fs::read(&path).unwrap();
                 let sum = content.iter().fold(0_u64, |sum, byte| {

@@ -18,7 +18,7 @@ use std::path::PathBuf;
         `stillpoint backup:create` and `stillpoint backup create` are the same.\n\
         Exit status: 0 done, 1 failed, 2 usage or configuration, 3 partial."
 )]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
     pub global: Global,
     #[command(subcommand)]
@@ -27,7 +27,7 @@ pub struct Arguments {
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
-pub struct Global {
+pub(crate) struct Global {
     /// The project; it must be the configuration's own
     #[arg(short, long, global = true, env = "STILLPOINT_PROJECT", value_name = "ID")]
     pub project: Option<String>,
@@ -64,7 +64,7 @@ pub struct Global {
 
 /// How data is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// Aligned columns with a heading
     Table,
     /// Columns separated by tabs, no heading
@@ -77,7 +77,7 @@ pub enum Format {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Back up and restore a real environment under load, and prove that nothing was lost
     Demo(crate::demo::DemoArgs),
     /// Take, list, show and restore backups
@@ -106,7 +106,7 @@ pub enum Command {
 
 /// What to do with backups.
 #[derive(Debug, Subcommand)]
-pub enum BackupCommand {
+pub(crate) enum BackupCommand {
     /// Take a backup of a running environment
     #[command(after_help = "Prints the backup's id on stdout. Needs a running gateway and \
         watchdog (`stillpoint gateway NAME`, `stillpoint watchdog`); --live needs only the \
@@ -126,7 +126,7 @@ pub enum BackupCommand {
 
 /// Of `backup:create`.
 #[derive(Debug, Args)]
-pub struct CreateArgs {
+pub(crate) struct CreateArgs {
     /// The environment [default: -e, the only one, or the one named like the Git branch]
     pub name: Option<String>,
     /// Hold nothing: no interruption at all, but less reliable to restore
@@ -136,21 +136,21 @@ pub struct CreateArgs {
 
 /// Of `backup:list`.
 #[derive(Debug, Args)]
-pub struct ListArgs {
+pub(crate) struct ListArgs {
     /// The environment
     pub name: Option<String>,
 }
 
 /// Of `backup:get`.
 #[derive(Debug, Args)]
-pub struct GetArgs {
+pub(crate) struct GetArgs {
     /// The backup's id
     pub id: String,
 }
 
 /// Of `backup:restore`.
 #[derive(Debug, Args)]
-pub struct RestoreArgs {
+pub(crate) struct RestoreArgs {
     /// The backup's id [default: the newest]
     pub id: Option<String>,
     /// Only these services and mounts
@@ -163,7 +163,7 @@ pub struct RestoreArgs {
 
 /// Of `gateway`.
 #[derive(Debug, Args)]
-pub struct GatewayRunArgs {
+pub(crate) struct GatewayRunArgs {
     /// The gateway's name in the configuration
     pub name: String,
     /// End when standard input does
@@ -173,7 +173,7 @@ pub struct GatewayRunArgs {
 
 /// Of `watchdog`.
 #[derive(Debug, Args)]
-pub struct WatchdogArgs {
+pub(crate) struct WatchdogArgs {
     /// End once nobody needs it any more
     #[arg(long)]
     pub until_idle: bool,

@@ -12,7 +12,7 @@ use stillpoint_repository::{BlobId, Reader, Snapshot};
 use crate::environment::role;
 
 /// One backup.
-pub struct Stored {
+pub(crate) struct Stored {
     /// Its tree.
     tree: BlobId,
     /// Its record.
@@ -21,7 +21,7 @@ pub struct Stored {
 
 impl Stored {
     /// Every backup of the environment, newest first.
-    pub fn all(place: &Place, reader: &Reader) -> Result<Vec<Self>, Failure> {
+    pub(crate) fn all(place: &Place, reader: &Reader) -> Result<Vec<Self>, Failure> {
         let tag = format!("environment={}", place.name);
         let mut all = reader
             .snapshots()
@@ -29,12 +29,12 @@ impl Stored {
             .filter(|(_, snapshot)| snapshot.tags.contains(&tag))
             .map(|(_, snapshot)| Self::read(reader, snapshot))
             .collect::<Result<Vec<_>, _>>()?;
-        all.sort_by(|a, b| b.manifest.created.cmp(&a.manifest.created));
+        all.sort_by_key(|backup| std::cmp::Reverse(backup.manifest.created));
         Ok(all)
     }
 
     /// The newest backup, without reading the others.
-    pub fn newest(place: &Place, reader: &Reader) -> Result<Option<Self>, Failure> {
+    pub(crate) fn newest(place: &Place, reader: &Reader) -> Result<Option<Self>, Failure> {
         let tag = format!("environment={}", place.name);
         let newest = reader
             .snapshots()
@@ -45,7 +45,7 @@ impl Stored {
     }
 
     /// One backup by its id.
-    pub fn one(place: &Place, reader: &Reader, id: &str) -> Result<Self, Failure> {
+    pub(crate) fn one(place: &Place, reader: &Reader, id: &str) -> Result<Self, Failure> {
         let id: BackupId = id.parse().map_err(|e| Failure::usage(format!("{e}")))?;
         let (tag, of) = (format!("backup={id}"), format!("environment={}", place.name));
         reader
@@ -62,7 +62,8 @@ impl Stored {
 
     fn read(reader: &Reader, snapshot: &Snapshot) -> Result<Self, Failure> {
         let fail = || Failure::new(format!("read the manifest of the backup of {}", snapshot.time));
-        let node = reader.lookup(&snapshot.tree, "manifest.json").map_err(|e| fail().because(&e))?;
+        let node =
+            reader.lookup(&snapshot.tree, "manifest.json").map_err(|e| fail().because(&e))?;
         let mut text = Vec::new();
         reader
             .open(node.content.as_deref().unwrap_or_default())
@@ -79,7 +80,7 @@ impl Stored {
     }
 
     /// The tree of one of its parts.
-    pub fn tree_of(&self, reader: &Reader, part: &Part) -> Result<BlobId, Failure> {
+    pub(crate) fn tree_of(&self, reader: &Reader, part: &Part) -> Result<BlobId, Failure> {
         let path = format!("{}s/{}", role(part.role), part.name);
         let fail = || Failure::new(format!("the backup lacks `{path}`"));
         let node = reader.lookup(&self.tree, &path).map_err(|e| fail().because(&e))?;
@@ -88,7 +89,7 @@ impl Stored {
 }
 
 /// `backup:list`.
-pub fn list(global: &Global, arguments: &ListArgs) -> Result<(), Failure> {
+pub(crate) fn list(global: &Global, arguments: &ListArgs) -> Result<(), Failure> {
     let place = Place::find(global, arguments.name.as_deref())?;
     let all = Stored::all(&place, &open(&place)?)?;
     print(&all, global.format).map_err(|e| Failure::new("print").because(&e))?;
@@ -99,7 +100,7 @@ pub fn list(global: &Global, arguments: &ListArgs) -> Result<(), Failure> {
 }
 
 /// `backup:get`.
-pub fn get(global: &Global, arguments: &GetArgs) -> Result<(), Failure> {
+pub(crate) fn get(global: &Global, arguments: &GetArgs) -> Result<(), Failure> {
     let place = Place::find(global, None)?;
     let stored = Stored::one(&place, &open(&place)?, &arguments.id)?;
     if global.format == Format::Json {
@@ -125,7 +126,7 @@ fn open(place: &Place) -> Result<Reader, Failure> {
 }
 
 /// The word for a consistency, as the manifest writes it.
-pub fn consistency(consistency: Consistency) -> &'static str {
+pub(crate) fn consistency(consistency: Consistency) -> &'static str {
     match consistency {
         Consistency::Consistent => "consistent",
         Consistency::CrashConsistent => "crash-consistent",
@@ -134,7 +135,7 @@ pub fn consistency(consistency: Consistency) -> &'static str {
 }
 
 /// The word for a completeness, as the manifest writes it.
-pub fn completeness(completeness: Completeness) -> &'static str {
+pub(crate) fn completeness(completeness: Completeness) -> &'static str {
     match completeness {
         Completeness::Complete => "complete",
         Completeness::Partial => "partial",
@@ -142,11 +143,11 @@ pub fn completeness(completeness: Completeness) -> &'static str {
 }
 
 /// What a live backup is warned of, wherever it shows.
-pub const LIVE_WARNING: &str =
+pub(crate) const LIVE_WARNING: &str =
     "a live backup is less reliable to restore: its services are not at one instant";
 
 /// A backup as an object of the API: the same shape, so that scripts outlive this form.
-pub fn object(manifest: &Manifest) -> serde_json::Value {
+pub(crate) fn object(manifest: &Manifest) -> serde_json::Value {
     let mut attributes = BTreeMap::from([
         ("consistency", consistency(manifest.consistency).to_owned()),
         ("completeness", completeness(manifest.completeness).to_owned()),
@@ -186,7 +187,7 @@ pub fn object(manifest: &Manifest) -> serde_json::Value {
 }
 
 /// Prints backups on stdout.
-pub fn print(backups: &[Stored], format: Format) -> io::Result<()> {
+pub(crate) fn print(backups: &[Stored], format: Format) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if format == Format::Json {
         let objects: Vec<_> = backups.iter().map(|b| object(&b.manifest)).collect();

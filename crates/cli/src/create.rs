@@ -16,7 +16,7 @@ use stillpoint_model::ids::BackupId;
 use stillpoint_model::manifest::{Completeness, Consistency};
 
 /// Takes a backup and prints its id.
-pub fn run(global: &Global, arguments: &CreateArgs) -> Result<(), Failure> {
+pub(crate) fn run(global: &Global, arguments: &CreateArgs) -> Result<(), Failure> {
     let place = Place::find(global, arguments.name.as_deref())?;
     let terminal = Terminal::new(global.quiet, global.verbose > 0);
     if arguments.live {
@@ -48,7 +48,7 @@ pub fn run(global: &Global, arguments: &CreateArgs) -> Result<(), Failure> {
 }
 
 /// Takes a backup of the environment.
-pub fn take(place: &Place, live: bool, terminal: &Terminal) -> Result<Backup, Failure> {
+pub(crate) fn take(place: &Place, live: bool, terminal: &Terminal) -> Result<Backup, Failure> {
     if let Some(open) = Journal::read(&place.journal()?)? {
         return Err(Failure::new(format!(
             "back up `{}`: a restore of {} has not ended",
@@ -59,9 +59,8 @@ pub fn take(place: &Place, live: bool, terminal: &Terminal) -> Result<Backup, Fa
     let limits = limits(place);
     let watchdog = watchdog(place, &limits)?;
     let repository = place.repository(true)?;
-    let reader = repository
-        .reader()
-        .map_err(|e| Failure::new("read the repository's index").because(&e))?;
+    let reader =
+        repository.reader().map_err(|e| Failure::new("read the repository's index").because(&e))?;
     let last = Stored::newest(place, &reader)?;
     let participants =
         environment::participants(place, live, last.as_ref().map(|last| (&reader, last)))?;
@@ -78,18 +77,23 @@ pub fn take(place: &Place, live: bool, terminal: &Terminal) -> Result<Backup, Fa
         limits,
     };
     let watchdog = Arc::new(watchdog);
-    let backup = back_up(&order, participants, &repository, &watchdog, terminal)?;
+    let backup = back_up(&order, participants, &repository, &watchdog, terminal);
     if let Some(watchdog) = Arc::into_inner(watchdog) {
-        // Published, and nothing is held: a watchdog that has gone by now is missed by nobody.
-        if let Err(error) = watchdog.goodbye() {
-            tracing::debug!("the watchdog did not hear our goodbye: {error}");
-        }
+        take_leave(watchdog);
     }
-    Ok(backup)
+    Ok(backup?)
+}
+
+/// Nothing is held any more, and no lock is left: a watchdog that has gone by now is missed by
+/// nobody.
+pub(crate) fn take_leave(watchdog: Guard) {
+    if let Err(error) = watchdog.goodbye() {
+        tracing::debug!("the watchdog did not hear our goodbye: {error}");
+    }
 }
 
 /// The strictest bounds that any of the environment's gateways sets.
-pub fn limits(place: &Place) -> Limits {
+pub(crate) fn limits(place: &Place) -> Limits {
     let gateways = place.environment().gateways.values();
     let mut limits = Limits::default();
     for gateway in gateways {
@@ -101,7 +105,7 @@ pub fn limits(place: &Place) -> Limits {
 }
 
 /// Connects to the watchdog of this host.
-pub fn watchdog(place: &Place, limits: &Limits) -> Result<Guard, Failure> {
+pub(crate) fn watchdog(place: &Place, limits: &Limits) -> Result<Guard, Failure> {
     Guard::connect(&place.watchdog_socket()?, limits.silence).map_err(|e| {
         Failure::new("nothing is held without a watchdog")
             .because(&e)

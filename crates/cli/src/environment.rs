@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use stillpoint_capture::mount::{Earlier, Filter, MountParticipant, MountRestore, SETTLED_BEFORE};
 use stillpoint_capture::restore::{JournalPart, RestorePart};
-use stillpoint_capture::{CaptureError, GatewayParticipant, Participant, ServiceParticipant, TreeSource};
+use stillpoint_capture::{
+    CaptureError, GatewayParticipant, Participant, ServiceParticipant, TreeSource,
+};
 use stillpoint_gateway::control::Purpose;
 use stillpoint_model::config::{MountPart, ServicePart};
 use stillpoint_model::ids::PartName;
@@ -19,7 +21,7 @@ use stillpoint_services::{Driver, Restore, ServiceError};
 use crate::backups::Stored;
 
 /// The driver of one service. Passwords are read from the environment here, and nowhere else.
-pub fn driver(service: &ServicePart) -> Result<Box<dyn Driver>, ServiceError> {
+pub(crate) fn driver(service: &ServicePart) -> Result<Box<dyn Driver>, ServiceError> {
     Ok(match service {
         ServicePart::Postgresql { url, password_env, databases } => {
             let password = password_env.as_ref().map(|name| {
@@ -37,18 +39,22 @@ pub fn driver(service: &ServicePart) -> Result<Box<dyn Driver>, ServiceError> {
                 tool_dirs: default_tool_dirs(path.as_deref()),
             })?)
         }
-        ServicePart::Sqlite { path } => Box::new(Sqlite::new(SqliteOptions { path: path.clone() })?),
+        ServicePart::Sqlite { path } => {
+            Box::new(Sqlite::new(SqliteOptions { path: path.clone() })?)
+        }
     })
 }
 
 fn filter(mount: &MountPart) -> Result<Filter, Failure> {
-    Filter::new(&mount.exclude).map_err(|e| {
-        Failure::usage(format!("mount {}", mount.path.display())).because(&e)
-    })
+    Filter::new(&mount.exclude)
+        .map_err(|e| Failure::usage(format!("mount {}", mount.path.display())).because(&e))
 }
 
 /// Every gateway of the environment, and where it is reached.
-pub fn gateways(place: &Place, purpose: Purpose) -> Result<Vec<GatewayParticipant>, Failure> {
+pub(crate) fn gateways(
+    place: &Place,
+    purpose: Purpose,
+) -> Result<Vec<GatewayParticipant>, Failure> {
     place
         .environment()
         .gateways
@@ -61,13 +67,13 @@ pub fn gateways(place: &Place, purpose: Purpose) -> Result<Vec<GatewayParticipan
 }
 
 /// The control sockets of every gateway.
-pub fn gateway_sockets(place: &Place) -> Result<Vec<PathBuf>, Failure> {
+pub(crate) fn gateway_sockets(place: &Place) -> Result<Vec<PathBuf>, Failure> {
     place.environment().gateways.keys().map(|name| place.gateway_socket(name)).collect()
 }
 
 /// All participants of a backup. `last` is the environment's last one: what it holds and has not
 /// changed since is not read again.
-pub fn participants(
+pub(crate) fn participants(
     place: &Place,
     live: bool,
     last: Option<(&Reader, &Stored)>,
@@ -105,7 +111,7 @@ fn earlier<'a>(reader: &'a Reader, stored: &Stored, mount: &PartName) -> Option<
 }
 
 /// The restore of one part of a backup, into this environment.
-pub fn restore_part<'a>(
+pub(crate) fn restore_part<'a>(
     place: &Place,
     reader: &'a Arc<Reader>,
     part: &Part,
@@ -144,7 +150,10 @@ pub fn restore_part<'a>(
 }
 
 /// The steps that finish or undo a part's restore, without the backup.
-pub fn recovery_steps(place: &Place, part: &JournalPart) -> Result<Box<dyn Restore>, CaptureError> {
+pub(crate) fn recovery_steps(
+    place: &Place,
+    part: &JournalPart,
+) -> Result<Box<dyn Restore>, CaptureError> {
     let environment = place.environment();
     let missing = || {
         CaptureError::new(format!("recover `{}`: it is not in stillpoint.yaml any more", part.name))
@@ -166,7 +175,7 @@ pub fn recovery_steps(place: &Place, part: &JournalPart) -> Result<Box<dyn Resto
 }
 
 /// The word for a role.
-pub fn role(role: Role) -> &'static str {
+pub(crate) fn role(role: Role) -> &'static str {
     match role {
         Role::Service => "service",
         Role::Mount => "mount",
@@ -174,7 +183,7 @@ pub fn role(role: Role) -> &'static str {
 }
 
 /// The commit that the environment's code is at, by Git itself.
-pub fn code(place: &Place) -> Option<Code> {
+pub(crate) fn code(place: &Place) -> Option<Code> {
     let path = &place.environment().code.as_ref()?.path;
     let git = |arguments: &[&str]| {
         let output = std::process::Command::new("git").arg("-C").arg(path).args(arguments).output();

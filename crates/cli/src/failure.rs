@@ -7,7 +7,7 @@ use stillpoint_model::config::ConfigErrors;
 
 /// A command's failure, ready for a person.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     exit: u8,
     lines: Vec<String>,
     hint: Option<String>,
@@ -15,23 +15,23 @@ pub struct Failure {
 
 impl Failure {
     /// The command could not do what was asked (exit 1).
-    pub fn new(message: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
         Self { exit: 1, lines: vec![message.into()], hint: None }
     }
 
     /// The command was called wrongly, or the configuration is wrong (exit 2).
-    pub fn usage(message: impl Into<String>) -> Self {
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self { exit: 2, ..Self::new(message) }
     }
 
     /// Done, but not all of it (exit 3).
-    pub fn partial(message: impl Into<String>) -> Self {
+    pub(crate) fn partial(message: impl Into<String>) -> Self {
         Self { exit: 3, ..Self::new(message) }
     }
 
     /// The same, because of `source`.
     #[must_use]
-    pub fn because(mut self, source: &(dyn Error + 'static)) -> Self {
+    pub(crate) fn because(mut self, source: &(dyn Error + 'static)) -> Self {
         let mut next = Some(source);
         while let Some(error) = next {
             self.lines.push(error.to_string());
@@ -42,13 +42,13 @@ impl Failure {
 
     /// The same, with advice.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
     /// Shows it on stderr and gives the exit status.
-    pub fn report(self) -> ExitCode {
+    pub(crate) fn report(self) -> ExitCode {
         let word = if self.exit == 3 { "partial" } else { "error" };
         let mut lines = self.lines.iter();
         eprintln!("{word}: {}", lines.next().map_or("", String::as_str));

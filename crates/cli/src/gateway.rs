@@ -5,7 +5,7 @@
 //! even when the process at the other end is killed. However it is told to end, it finishes the
 //! requests in flight first.
 
-use crate::arguments::{Global, GatewayRunArgs};
+use crate::arguments::{GatewayRunArgs, Global};
 use crate::failure::Failure;
 use crate::place::Place;
 use std::error::Error;
@@ -15,12 +15,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// Runs a gateway of the configuration until it is told to end.
-pub fn run(global: &Global, arguments: &GatewayRunArgs) -> Result<(), Failure> {
+pub(crate) fn run(global: &Global, arguments: &GatewayRunArgs) -> Result<(), Failure> {
     let place = Place::find(global, None)?;
     let gateways = &place.environment().gateways;
     let Some((name, part)) = gateways.iter().find(|(name, _)| name.as_str() == arguments.name)
     else {
-        let names: Vec<&str> = gateways.keys().map(|name| name.as_str()).collect();
+        let names: Vec<&str> =
+            gateways.keys().map(stillpoint_model::ids::PartName::as_str).collect();
         return Err(Failure::usage(format!(
             "environment `{}` has no gateway `{}`",
             place.name, arguments.name

@@ -16,6 +16,7 @@ mod watchdog;
 use arguments::{Arguments, BackupCommand, Command};
 use clap::{CommandFactory, Parser};
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -57,14 +58,12 @@ fn split_colon(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
         // Only the first word that is not an option can be a command.
         if let (true, Some(text)) = (searching && place > 0, argument.to_str())
             && !text.starts_with('-')
+            && let Some((group, action)) = text.split_once(':')
+            && groups.contains(&group)
         {
-            if let Some((group, action)) = text.split_once(':')
-                && groups.contains(&group)
-            {
-                searching = false;
-                split.extend([group.into(), action.into()]);
-                continue;
-            }
+            searching = false;
+            split.extend([group.into(), action.into()]);
+            continue;
         }
         split.push(argument);
     }
@@ -79,7 +78,11 @@ fn log_to_stderr(verbose: u8) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("STILLPOINT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 #[cfg(test)]
@@ -101,10 +104,7 @@ mod tests {
 
     #[test]
     fn a_colon_in_an_argument_is_left_alone() {
-        assert_eq!(
-            split(&["s", "backup:get", "a:b"]),
-            ["s", "backup", "get", "a:b"]
-        );
+        assert_eq!(split(&["s", "backup:get", "a:b"]), ["s", "backup", "get", "a:b"]);
         assert_eq!(split(&["s", "-c", "/x:y"]), ["s", "-c", "/x:y"]);
         assert_eq!(split(&["s", "--config=a:b", "demo"]), ["s", "--config=a:b", "demo"]);
     }

@@ -13,7 +13,7 @@ use stillpoint_model::ids::{EnvironmentName, PartName};
 use stillpoint_repository::{LocalStore, Repository};
 
 /// One environment of one configuration, and where its things are on this host.
-pub struct Place {
+pub(crate) struct Place {
     /// The whole configuration.
     pub config: Config,
     /// The configuration's file, absolute.
@@ -26,7 +26,7 @@ pub struct Place {
 
 impl Place {
     /// Reads the configuration and picks the environment.
-    pub fn find(global: &Global, named: Option<&str>) -> Result<Self, Failure> {
+    pub(crate) fn find(global: &Global, named: Option<&str>) -> Result<Self, Failure> {
         let config_file = std::path::absolute(&global.config)
             .map_err(|e| Failure::usage(format!("{}: {e}", global.config.display())))?;
         let text = fs::read_to_string(&config_file).map_err(|e| {
@@ -51,7 +51,7 @@ impl Place {
     }
 
     /// The environment's part of the configuration.
-    pub fn environment(&self) -> &Environment {
+    pub(crate) fn environment(&self) -> &Environment {
         &self.config.environments[&self.name]
     }
 
@@ -60,23 +60,23 @@ impl Place {
     }
 
     /// A gateway's control socket.
-    pub fn gateway_socket(&self, gateway: &PartName) -> Result<PathBuf, Failure> {
+    pub(crate) fn gateway_socket(&self, gateway: &PartName) -> Result<PathBuf, Failure> {
         socket(&self.data, &format!("{}-{gateway}.sock", self.slug()))
     }
 
     /// The watchdog's socket.
-    pub fn watchdog_socket(&self) -> Result<PathBuf, Failure> {
+    pub(crate) fn watchdog_socket(&self) -> Result<PathBuf, Failure> {
         socket(&self.data, "watchdog.sock")
     }
 
     /// The journal of a restore of this environment.
-    pub fn journal(&self) -> Result<PathBuf, Failure> {
+    pub(crate) fn journal(&self) -> Result<PathBuf, Failure> {
         Ok(private(&self.data, "journal")?.join(format!("{}.json", self.slug())))
     }
 
     /// Where the environment's repository is, and the file with its password. One repository a
     /// project and environment type, so that a development host never holds production's key.
-    pub fn repository_files(&self) -> Result<(PathBuf, PathBuf), Failure> {
+    pub(crate) fn repository_files(&self) -> Result<(PathBuf, PathBuf), Failure> {
         let mut locations =
             self.config.regions.values().flat_map(|region| region.locations.values());
         let (Some(location), None) = (locations.next(), locations.next()) else {
@@ -95,7 +95,7 @@ impl Place {
     }
 
     /// Opens the environment's repository; `create` makes it, and its password, the first time.
-    pub fn repository(&self, create: bool) -> Result<Repository, Failure> {
+    pub(crate) fn repository(&self, create: bool) -> Result<Repository, Failure> {
         let (path, password_file) = self.repository_files()?;
         let fail = |doing: &str| format!("{doing} the repository {}", path.display());
         let exists = path.join("config").exists();
@@ -122,8 +122,8 @@ impl Place {
         if !exists {
             fs::create_dir_all(&path).map_err(|e| Failure::new(fail("create")).because(&e))?;
         }
-        let store = LocalStore::new(path.clone())
-            .map_err(|e| Failure::new(fail("use")).because(&e))?;
+        let store =
+            LocalStore::new(path.clone()).map_err(|e| Failure::new(fail("use")).because(&e))?;
         let opened = if exists {
             Repository::open(Arc::new(store), &password)
         } else {
@@ -134,7 +134,7 @@ impl Place {
 }
 
 /// The watchdog's socket: one watchdog a data directory, whatever the environment.
-pub fn watchdog_socket(global: &Global) -> Result<PathBuf, Failure> {
+pub(crate) fn watchdog_socket(global: &Global) -> Result<PathBuf, Failure> {
     socket(&data_dir(global)?, "watchdog.sock")
 }
 

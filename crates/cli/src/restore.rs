@@ -14,13 +14,12 @@ use stillpoint_model::ids::BackupId;
 use stillpoint_model::manifest::{Completeness, Consistency};
 
 /// Restores a backup to the environment that it is of.
-pub fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failure> {
+pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failure> {
     let place = Place::find(global, None)?;
     let terminal = Terminal::new(global.quiet, global.verbose > 0);
     let repository = place.repository(false)?;
-    let reader = repository
-        .reader()
-        .map_err(|e| Failure::new("read the repository's index").because(&e))?;
+    let reader =
+        repository.reader().map_err(|e| Failure::new("read the repository's index").because(&e))?;
     let reader = Arc::new(reader);
     let stored = match &arguments.id {
         Some(id) => Stored::one(&place, &reader, id)?,
@@ -40,7 +39,10 @@ pub fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failure> {
         terminal.say(&format!("warning: {LIVE_WARNING}"));
     }
     if manifest.completeness == Completeness::Partial {
-        terminal.say(&format!("warning: the backup is partial: it lacks {} things", manifest.gaps.len()));
+        terminal.say(&format!(
+            "warning: the backup is partial: it lacks {} things",
+            manifest.gaps.len()
+        ));
     }
     let mut parts = Vec::new();
     for part in &manifest.parts {
@@ -75,10 +77,9 @@ pub fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failure> {
     let gateways = environment::gateways(&place, Purpose::Restore)?;
     let restored = restore(&order, parts, gateways, &watchdog, &terminal)?;
     terminal.clear();
-    if let Err(error) = watchdog.goodbye() {
-        tracing::debug!("the watchdog did not hear our goodbye: {error}");
-    }
-    let names: Vec<&str> = restored.parts.iter().map(stillpoint_model::ids::PartName::as_str).collect();
+    create::take_leave(watchdog);
+    let names: Vec<&str> =
+        restored.parts.iter().map(stillpoint_model::ids::PartName::as_str).collect();
     terminal.say(&format!("restored {} from {}", names.join(", "), manifest.backup));
     if let Some(hold_ms) = restored.hold_ms {
         terminal.say(&format!("requests waited for {hold_ms:.0} ms"));
@@ -119,7 +120,7 @@ fn confirm(question: &str) -> Result<bool, Failure> {
 }
 
 /// Finishes or undoes a restore that was cut off.
-pub fn run_recover(global: &Global) -> Result<(), Failure> {
+pub(crate) fn run_recover(global: &Global) -> Result<(), Failure> {
     let place = Place::find(global, None)?;
     let terminal = Terminal::new(global.quiet, global.verbose > 0);
     let gateways = environment::gateway_sockets(&place)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use stillpoint_model::progress::Monitor;
 
 /// Shows progress to a person.
-pub struct Terminal {
+pub(crate) struct Terminal {
     bar: ProgressBar,
     drawn: bool,
     verbose: bool,
@@ -15,13 +15,14 @@ pub struct Terminal {
 
 impl Terminal {
     /// For standard error. `verbose` shows notes as well.
-    pub fn new(quiet: bool, verbose: bool) -> Self {
+    pub(crate) fn new(quiet: bool, verbose: bool) -> Self {
         let bar = if quiet {
             ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
         } else {
             ProgressBar::new_spinner()
         };
-        let style = ProgressStyle::with_template("{spinner} {msg} {bytes} ({bytes_per_sec}) {elapsed}");
+        let style =
+            ProgressStyle::with_template("{spinner} {msg} {bytes} ({bytes_per_sec}) {elapsed}");
         if let Ok(style) = style {
             bar.set_style(style);
         }
@@ -33,7 +34,7 @@ impl Terminal {
     }
 
     /// Says something, without tearing the line that is drawn.
-    pub fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         if self.quiet {
             return;
         }
@@ -45,12 +46,12 @@ impl Terminal {
     }
 
     /// Shows how things are, where a line can be redrawn.
-    pub fn status(&self, text: &str) {
+    pub(crate) fn status(&self, text: &str) {
         self.bar.set_message(text.to_owned());
     }
 
     /// Leaves the terminal clean.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();
     }
 }

@@ -7,7 +7,7 @@ use std::io::Write;
 use stillpoint_capture::watchdog::{Watchdog, WatchdogOptions};
 
 /// Serves until ended. Prints `ready SOCKET` once it listens.
-pub fn run(global: &Global, arguments: &WatchdogArgs) -> Result<(), Failure> {
+pub(crate) fn run(global: &Global, arguments: &WatchdogArgs) -> Result<(), Failure> {
     let socket = place::watchdog_socket(global)?;
     let fail = || Failure::new(format!("watch at {}", socket.display()));
     let program = std::env::current_exe().map_err(|e| fail().because(&e))?;

@@ -1,5 +1,7 @@
 //! Backups and restores by the whole binary, as a user has them.
 
+#![allow(clippy::disallowed_methods, reason = "files of a test need not survive a crash")]
+
 mod support;
 
 use support::{Customers, Environment, stderr};

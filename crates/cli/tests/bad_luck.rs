@@ -1,5 +1,7 @@
 //! What bad input and bad luck get, by the whole binary.
 
+#![allow(clippy::disallowed_methods, reason = "files of a test need not survive a crash")]
+
 mod support;
 
 use rustix::process::Signal;
@@ -34,11 +36,15 @@ fn without_a_watchdog_nothing_is_held() {
 #[test]
 fn a_gateway_that_is_not_running_is_named_in_prepare() {
     let environment = Environment::unstarted("", "");
-    let _watchdog = support::Server::start(environment.stillpoint(&["watchdog"]).stderr(Stdio::null()));
+    let _watchdog =
+        support::Server::start(environment.stillpoint(&["watchdog"]).stderr(Stdio::null()));
     let output = environment.run(&["backup:create"]);
     assert_eq!(output.status.code(), Some(1));
     let said = stderr(&output);
-    assert!(said.contains("reach gateway `web`") && said.contains("stillpoint gateway web"), "{said}");
+    assert!(
+        said.contains("reach gateway `web`") && said.contains("stillpoint gateway web"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -296,10 +302,11 @@ fn an_unreadable_file_makes_the_backup_partial_and_is_named() {
     assert_eq!(object["gaps"][0]["what"], "secret");
 
     // One who wants all or nothing gets nothing.
-    environment.configure(&environment.config.replace(
-        "type: production\n",
-        "type: production\n    on_partial: fail\n",
-    ));
+    environment.configure(
+        &environment
+            .config
+            .replace("type: production\n", "type: production\n    on_partial: fail\n"),
+    );
     let output = as_nobody(&["backup:create"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("would be partial"), "{}", stderr(&output));

@@ -4,11 +4,11 @@
 //! the gateway, the watchdog, the backup, the restore. This module is the stage manager: it builds
 //! the environment, waits, and at the end believes only the customers' own log.
 
-pub mod compare;
-pub mod ledger;
-pub mod load;
+pub(crate) mod compare;
+pub(crate) mod ledger;
+pub(crate) mod load;
 mod report;
-pub mod shop;
+pub(crate) mod shop;
 mod stage;
 
 use crate::arguments::Global;
@@ -32,7 +32,7 @@ const SEEDED: u64 = 200;
     stillpoint demo --seconds 30 --keep /tmp/shop\n  \
     stillpoint demo --json --services sqlite,postgresql\n\n\
     Exit status: 0 all held, 1 something did not, 3 a service that was asked for is missing.")]
-pub struct DemoArgs {
+pub(crate) struct DemoArgs {
     /// Print one JSON object as the last line of stdout
     #[arg(long)]
     json: bool,
@@ -52,7 +52,7 @@ pub struct DemoArgs {
 
 /// Of `demo-shop`.
 #[derive(Debug, clap::Args)]
-pub struct ShopArgs {
+pub(crate) struct ShopArgs {
     #[arg(long)]
     listen: SocketAddr,
     #[arg(long)]
@@ -65,7 +65,7 @@ pub struct ShopArgs {
 
 /// Of `demo-load`.
 #[derive(Debug, clap::Args)]
-pub struct LoadArgs {
+pub(crate) struct LoadArgs {
     #[arg(long)]
     target: SocketAddr,
     #[arg(long)]
@@ -80,7 +80,7 @@ pub struct LoadArgs {
 const PASSWORD_VARIABLE: &str = "STILLPOINT_DEMO_PASSWORD";
 
 /// Serves the shop until told to end.
-pub fn run_shop(arguments: ShopArgs) -> Result<(), Failure> {
+pub(crate) fn run_shop(arguments: ShopArgs) -> Result<(), Failure> {
     let password = std::env::var(PASSWORD_VARIABLE).ok();
     let options = shop::ShopOptions {
         listen: arguments.listen,
@@ -93,7 +93,7 @@ pub fn run_shop(arguments: ShopArgs) -> Result<(), Failure> {
 }
 
 /// Orders until the time is over.
-pub fn run_load(arguments: LoadArgs) -> Result<(), Failure> {
+pub(crate) fn run_load(arguments: LoadArgs) -> Result<(), Failure> {
     let options = load::LoadOptions {
         target: arguments.target,
         connections: arguments.connections.into(),
@@ -152,7 +152,7 @@ impl Cast {
 }
 
 /// Runs the demo.
-pub fn run(global: &Global, arguments: &DemoArgs) -> ExitCode {
+pub(crate) fn run(global: &Global, arguments: &DemoArgs) -> ExitCode {
     let terminal = Terminal::new(global.quiet, global.verbose > 0);
     let cast = match Cast::choose(&arguments.services) {
         Ok(cast) => cast,

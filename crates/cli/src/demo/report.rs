@@ -18,7 +18,7 @@ const HELD: u64 = 10;
 
 /// Everything that was seen.
 #[derive(Default)]
-pub struct Report {
+pub(super) struct Report {
     services: Vec<&'static str>,
     missing: Vec<(String, String)>,
     absent: Vec<(String, String)>,
@@ -34,7 +34,7 @@ pub struct Report {
 
 impl Report {
     /// Of a demo with this cast.
-    pub fn new(cast: &Cast) -> Self {
+    pub(super) fn new(cast: &Cast) -> Self {
         let mut services = Vec::new();
         if cast.sqlite {
             services.push("sqlite");
@@ -47,18 +47,18 @@ impl Report {
     }
 
     /// Where the repository is.
-    pub fn stage(&mut self, stage: &Stage) {
+    pub(super) fn stage(&mut self, stage: &Stage) {
         self.repository = stage.repository();
         self.password_file = stage.password_file();
     }
 
     /// What the customers saw.
-    pub fn load(&mut self, summary: &load::Summary) {
+    pub(super) fn load(&mut self, summary: &load::Summary) {
         self.load = Some(summary.clone());
     }
 
     /// The backup that was taken.
-    pub fn backup(&mut self, backup: &Value) -> Result<(), Failure> {
+    pub(super) fn backup(&mut self, backup: &Value) -> Result<(), Failure> {
         self.backup = backup.clone();
         self.stored = size(&self.repository)
             .map_err(|e| Failure::new("measure the repository").because(&e))?;
@@ -66,27 +66,27 @@ impl Report {
     }
 
     /// How long the restore took.
-    pub fn restored(&mut self, took: Duration) {
+    pub(super) fn restored(&mut self, took: Duration) {
         self.restore = Some(took);
     }
 
     /// What the comparison found.
-    pub fn compared(&mut self, comparison: &Comparison) {
+    pub(super) fn compared(&mut self, comparison: &Comparison) {
         self.comparison = Some(comparison.clone());
     }
 
     /// Why the demo ended early.
-    pub fn failed(&mut self, failure: &Failure) {
+    pub(super) fn failed(&mut self, failure: &Failure) {
         self.error = Some(failure.to_string());
     }
 
     /// The backup's id.
-    pub fn backup_id(&self) -> &str {
+    pub(super) fn backup_id(&self) -> &str {
         self.backup["id"].as_str().unwrap_or_default()
     }
 
     /// When the hold began, and when the drain had ended.
-    pub fn instant(&self) -> Result<(Timestamp, Timestamp), Failure> {
+    pub(super) fn instant(&self) -> Result<(Timestamp, Timestamp), Failure> {
         let time = |name: &str| {
             self.backup["evidence"][name]
                 .as_str()
@@ -99,6 +99,10 @@ impl Report {
     fn number(&self, attribute: &str) -> f64 {
         let text = self.backup["attributes"][attribute].as_str().unwrap_or_default();
         text.parse().unwrap_or_default()
+    }
+
+    fn count(&self, attribute: &str) -> u64 {
+        self.text_of(attribute).parse().unwrap_or_default()
     }
 
     fn text_of(&self, attribute: &str) -> &str {
@@ -126,8 +130,9 @@ impl Report {
             if self.text_of("completeness") != "complete" {
                 problems.push(format!("the backup is not complete: {}", self.backup["gaps"]));
             }
-            let (in_flight, held) = (self.number("requests_in_flight"), self.number("requests_held"));
-            if in_flight < IN_FLIGHT as f64 || held < HELD as f64 {
+            let (in_flight, held) =
+                (self.number("requests_in_flight"), self.number("requests_held"));
+            if in_flight < IN_FLIGHT || held < HELD {
                 problems.push(format!(
                     "too little was going on to prove anything: {in_flight} requests in flight \
                      when the hold began (at least {IN_FLIGHT} wanted), {held} arrived during it \
@@ -144,12 +149,12 @@ impl Report {
     }
 
     /// True if all held that the demo promises.
-    pub fn held(&self) -> bool {
+    pub(super) fn held(&self) -> bool {
         self.problems().is_empty()
     }
 
     /// One object for scripts.
-    pub fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         let load = self.load.as_ref();
         let missing: Vec<&str> = self.missing.iter().map(|(name, _)| name.as_str()).collect();
         json!({
@@ -160,8 +165,8 @@ impl Report {
             "drain_ms": self.number("drain_ms"),
             "mark_ms": self.number("mark_ms"),
             "requests_total": load.map_or(0, |l| l.requests_total),
-            "requests_in_flight": self.number("requests_in_flight") as u64,
-            "requests_held": self.number("requests_held") as u64,
+            "requests_in_flight": self.count("requests_in_flight"),
+            "requests_held": self.count("requests_held"),
             "requests_failed": load.map_or(0, |l| l.requests_failed),
             "max_latency_ms": load.map_or(0.0, |l| l.max_latency_ms),
             "restored_identical": self.comparison.as_ref().is_some_and(Comparison::identical),
@@ -176,7 +181,7 @@ impl Report {
     }
 
     /// The report for a person.
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail.
         self.write(&mut text).unwrap_or(());
@@ -188,7 +193,10 @@ impl Report {
         let problems = self.problems();
         writeln!(out)?;
         if problems.is_empty() {
-            writeln!(out, "All held: one consistent backup under load, destroyed, restored, identical.")?;
+            writeln!(
+                out,
+                "All held: one consistent backup under load, destroyed, restored, identical."
+            )?;
         } else {
             writeln!(out, "This did not hold:")?;
             for problem in &problems {
@@ -222,8 +230,8 @@ impl Report {
             "when it began",
             &format!(
                 "{} in flight finished, {} arrived and waited",
-                self.number("requests_in_flight"),
-                self.number("requests_held")
+                self.count("requests_in_flight"),
+                self.count("requests_held")
             ),
         )?;
         if let Some(load) = &self.load {
@@ -235,12 +243,19 @@ impl Report {
             row(
                 out,
                 "slowest request",
-                &format!("{:.0} ms (median {:.0}, 99% {:.0})", load.max_latency_ms, load.p50, load.p99),
+                &format!(
+                    "{:.0} ms (median {:.0}, 99% {:.0})",
+                    load.max_latency_ms, load.p50, load.p99
+                ),
             )?;
         }
         row(out, "stored", &HumanBytes(self.stored).to_string())?;
         if let Some(took) = self.restore {
-            row(out, "restore", &format!("{:.1} s, verified before it was swapped in", took.as_secs_f64()))?;
+            row(
+                out,
+                "restore",
+                &format!("{:.1} s, verified before it was swapped in", took.as_secs_f64()),
+            )?;
         }
         if let Some(comparison) = &self.comparison {
             row(

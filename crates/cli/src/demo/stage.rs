@@ -22,7 +22,7 @@ use stillpoint_model::progress::Monitor;
 use stillpoint_runtimes::{ScratchOptions, ScratchPostgres};
 
 /// The environment.
-pub struct Stage {
+pub(super) struct Stage {
     top: PathBuf,
     keep: bool,
     program: PathBuf,
@@ -85,7 +85,11 @@ impl Drop for Process {
 
 impl Stage {
     /// Builds the environment: directories, servers, the shop's past, the configuration.
-    pub fn build(keep: Option<&Path>, cast: &Cast, terminal: &Terminal) -> Result<Self, Failure> {
+    pub(super) fn build(
+        keep: Option<&Path>,
+        cast: &Cast,
+        terminal: &Terminal,
+    ) -> Result<Self, Failure> {
         terminal.begin("building a shop", None);
         let top = top(keep)?;
         let program =
@@ -203,22 +207,22 @@ impl Stage {
     }
 
     /// The customers' log.
-    pub fn load_log(&self) -> PathBuf {
+    pub(super) fn load_log(&self) -> PathBuf {
         self.top.join("customers.log")
     }
 
     /// The repository, for stock restic.
-    pub fn repository(&self) -> PathBuf {
+    pub(super) fn repository(&self) -> PathBuf {
         self.top.join("backups/shop/production")
     }
 
     /// The repository's password.
-    pub fn password_file(&self) -> PathBuf {
+    pub(super) fn password_file(&self) -> PathBuf {
         self.data().join("keys/shop-production.password")
     }
 
     /// Starts the shop, and the gateway before it.
-    pub fn open(&mut self, terminal: &Terminal) -> Result<(), Failure> {
+    pub(super) fn open(&mut self, terminal: &Terminal) -> Result<(), Failure> {
         terminal.begin("opening the shop", None);
         let mut command = Command::new(&self.program);
         command.arg("demo-shop").arg("--listen").arg(self.options.listen.to_string());
@@ -244,7 +248,7 @@ impl Stage {
     fn write_config(&self, shop: SocketAddr) -> Result<(), Failure> {
         let mut services = String::new();
         if let Some(target) = &self.options.postgres {
-            services += &format!(
+            services = format!(
                 "      db: {{ type: postgresql, url: \"{}\", password_env: {PASSWORD_VARIABLE} }}\n",
                 target.url
             );
@@ -258,7 +262,7 @@ impl Stage {
                main:\n    \
                  type: production\n    \
                  gateways:\n      \
-                   web: {{ listen: \"127.0.0.1:0\", upstream: \"http://{shop}\" }}\n    \
+                   web: {{ listen: \"127.0.0.1:0\", upstream: \"http://{shop}\", max_held: 1000 }}\n    \
                  services:\n{services}    \
                  mounts:\n      \
                    uploads: {{ path: ./shop/uploads, exclude: [\"*.tmp\"] }}\n\
@@ -279,7 +283,7 @@ impl Stage {
     }
 
     /// Starts the customers.
-    pub fn start_load(&self, connections: u16, seconds: u64) -> Result<Load, Failure> {
+    pub(super) fn start_load(&self, connections: u16, seconds: u64) -> Result<Load, Failure> {
         let mut command = Command::new(&self.program);
         command.arg("demo-load").arg("--target").arg(self.gateway()?.to_string());
         command.arg("--connections").arg(connections.to_string());
@@ -289,14 +293,14 @@ impl Stage {
     }
 
     /// Takes a backup: a process of its own, whose object is returned.
-    pub fn back_up(&self, terminal: &Terminal) -> Result<serde_json::Value, Failure> {
+    pub(super) fn back_up(&self, terminal: &Terminal) -> Result<serde_json::Value, Failure> {
         let output = self.run(&["backup:create", "--format", "json"], terminal)?;
         serde_json::from_slice(&output)
             .map_err(|e| Failure::new("read what backup:create printed").because(&e))
     }
 
     /// Restores a backup, and says how long that took.
-    pub fn restore(&self, id: &str, terminal: &Terminal) -> Result<Duration, Failure> {
+    pub(super) fn restore(&self, id: &str, terminal: &Terminal) -> Result<Duration, Failure> {
         let begun = Instant::now();
         // What is there now was destroyed on purpose: nothing of it is worth a safety backup.
         self.run(&["backup:restore", id, "--yes", "--no-safety-backup"], terminal)?;
@@ -325,10 +329,7 @@ impl Stage {
                 said.push(line);
             }
         }
-        let printed = reader
-            .join()
-            .map_err(|_| fail())?
-            .map_err(|e| fail().because(&e))?;
+        let printed = reader.join().map_err(|_| fail())?.map_err(|e| fail().because(&e))?;
         let status = child.wait().map_err(|e| fail().because(&e))?;
         if status.success() {
             return Ok(printed);
@@ -341,7 +342,7 @@ impl Stage {
     }
 
     /// The shop's stores.
-    pub fn stores(&self) -> Restored {
+    pub(super) fn stores(&self) -> Restored {
         let postgres = self.postgres.as_ref().zip(self.options.postgres.as_ref());
         Restored {
             sqlite: self.options.sqlite.clone(),
@@ -355,7 +356,7 @@ impl Stage {
     }
 
     /// One more order through the gateway: the restored shop must go on as if nothing had been.
-    pub fn order_once_more(&self) -> Result<(), Failure> {
+    pub(super) fn order_once_more(&self) -> Result<(), Failure> {
         let fail = || Failure::new("the restored shop does not take orders");
         let mut connection = TcpStream::connect(self.gateway()?).map_err(|e| fail().because(&e))?;
         let order = shop::Order::numbered(u64::from(u32::MAX));
@@ -376,7 +377,7 @@ impl Stage {
     }
 
     /// Ends everything, and removes what is not needed to open the repository.
-    pub fn strike(mut self) -> Result<(), Failure> {
+    pub(super) fn strike(mut self) -> Result<(), Failure> {
         for process in [self.gateway.take(), self.shop.take()].into_iter().flatten() {
             process.end()?;
         }
@@ -415,7 +416,7 @@ fn top(keep: Option<&Path>) -> Result<PathBuf, Failure> {
 }
 
 /// The customers at work.
-pub struct Load {
+pub(super) struct Load {
     process: Process,
     lines: Receiver<String>,
     begun: Instant,
@@ -437,7 +438,7 @@ impl Load {
     }
 
     /// Lets them order for a while.
-    pub fn wait_for(&self, time: Duration, terminal: &Terminal) -> Result<(), Failure> {
+    pub(super) fn wait_for(&self, time: Duration, terminal: &Terminal) -> Result<(), Failure> {
         loop {
             let left = time.saturating_sub(self.begun.elapsed());
             match self.lines.recv_timeout(left) {
@@ -451,7 +452,7 @@ impl Load {
     }
 
     /// Waits until they have gone.
-    pub fn end(mut self, terminal: &Terminal) -> Result<load::Summary, Failure> {
+    pub(super) fn end(mut self, terminal: &Terminal) -> Result<load::Summary, Failure> {
         let mut last = String::new();
         while let Ok(line) = self.lines.recv() {
             show(&line, terminal);
@@ -477,9 +478,6 @@ fn forward(out: ChildStdout, tell: &mpsc::Sender<String>) {
 
 fn show(line: &str, terminal: &Terminal) {
     if let Ok(progress) = serde_json::from_str::<load::Progress>(line) {
-        terminal.status(&format!(
-            "{} orders, {} failed",
-            progress.acknowledged, progress.failed
-        ));
+        terminal.status(&format!("{} orders, {} failed", progress.acknowledged, progress.failed));
     }
 }

@@ -13,10 +13,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 /// The binary under test.
-pub const STILLPOINT: &str = env!("CARGO_BIN_EXE_stillpoint");
+pub(crate) const STILLPOINT: &str = env!("CARGO_BIN_EXE_stillpoint");
 
 /// The application: answers everything; `/hang` only once it is let go.
-pub struct Application {
+pub(crate) struct Application {
     pub address: SocketAddr,
     gate: Arc<(Mutex<bool>, Condvar)>,
     /// Told whenever a request for `/hang` has arrived.
@@ -24,7 +24,7 @@ pub struct Application {
 }
 
 impl Application {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let gate = Arc::new((Mutex::new(false), Condvar::new()));
@@ -41,14 +41,14 @@ impl Application {
     }
 
     /// Waits until `count` requests for `/hang` have arrived in all.
-    pub fn await_hanging(&self, count: u64) {
+    pub(crate) fn await_hanging(&self, count: u64) {
         let (arrived, changed) = &*self.hanging;
         let arrived = arrived.lock().unwrap();
         drop(changed.wait_while(arrived, |arrived| *arrived < count).unwrap());
     }
 
     /// Lets every request for `/hang` end.
-    pub fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         *self.gate.0.lock().unwrap() = true;
         self.gate.1.notify_all();
     }
@@ -80,13 +80,13 @@ fn serve(
 }
 
 /// A long-running stillpoint process that prints `ready ...`. Killed when dropped.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     pub ready: String,
 }
 
 impl Server {
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut ready = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
@@ -103,7 +103,7 @@ impl Drop for Server {
 }
 
 /// The whole environment, below one temporary directory.
-pub struct Environment {
+pub(crate) struct Environment {
     pub application: Application,
     pub directory: tempfile::TempDir,
     gateway: Option<Server>,
@@ -113,12 +113,12 @@ pub struct Environment {
 
 impl Environment {
     /// An SQLite database in WAL mode, a mount with a few files, a gateway, a watchdog.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with("", "")
     }
 
     /// The same with more lines for the gateway and for the services.
-    pub fn with(gateway: &str, services: &str) -> Self {
+    pub(crate) fn with(gateway: &str, services: &str) -> Self {
         let mut environment = Self::unstarted(gateway, services);
         environment.watchdog =
             Some(Server::start(environment.stillpoint(&["watchdog"]).stderr(Stdio::inherit())));
@@ -127,7 +127,7 @@ impl Environment {
     }
 
     /// Only the files.
-    pub fn unstarted(gateway: &str, services: &str) -> Self {
+    pub(crate) fn unstarted(gateway: &str, services: &str) -> Self {
         let application = Application::start();
         let directory = tempfile::tempdir().unwrap();
         let top = directory.path();
@@ -159,43 +159,42 @@ impl Environment {
             application.address,
             top.join("store").display()
         );
-        let environment =
-            Self { application, directory, gateway: None, watchdog: None, config };
+        let environment = Self { application, directory, gateway: None, watchdog: None, config };
         environment.configure(&environment.config);
         environment
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub fn configure(&self, text: &str) {
+    pub(crate) fn configure(&self, text: &str) {
         fs::write(self.path("stillpoint.yaml"), text).unwrap();
     }
 
-    pub fn start_gateway(&mut self) {
+    pub(crate) fn start_gateway(&mut self) {
         let mut command = self.stillpoint(&["gateway", "web"]);
         self.gateway = Some(Server::start(command.stderr(Stdio::inherit())));
     }
 
     /// The gateway's address.
-    pub fn gateway(&self) -> SocketAddr {
+    pub(crate) fn gateway(&self) -> SocketAddr {
         let ready = &self.gateway.as_ref().expect("the gateway was started").ready;
         ready.rsplit('/').next().unwrap().parse().unwrap()
     }
 
     /// The gateway's own account of itself.
-    pub fn status(&self) -> stillpoint_gateway::control::Status {
+    pub(crate) fn status(&self) -> stillpoint_gateway::control::Status {
         let socket = self.path("data/run/test-main-web.sock");
         stillpoint_gateway::control::Control::connect(&socket).unwrap().status().unwrap()
     }
 
     /// A stillpoint command in this environment, with nothing of the surroundings.
-    pub fn stillpoint(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn stillpoint(&self, arguments: &[&str]) -> Command {
         self.command_of(Path::new(STILLPOINT), arguments)
     }
 
-    pub fn command_of(&self, binary: &Path, arguments: &[&str]) -> Command {
+    pub(crate) fn command_of(&self, binary: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary);
         command.args(arguments);
         command.arg("--config").arg(self.path("stillpoint.yaml"));
@@ -206,19 +205,19 @@ impl Environment {
     }
 
     /// Runs a command to its end.
-    pub fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.stillpoint(arguments).output().unwrap()
     }
 
     /// Runs a command that has to succeed, and gives its standard output.
-    pub fn succeed(&self, arguments: &[&str]) -> String {
+    pub(crate) fn succeed(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     /// How many backups there are.
-    pub fn backups(&self) -> usize {
+    pub(crate) fn backups(&self) -> usize {
         if !self.path("store/test/production/config").exists() {
             return 0;
         }
@@ -227,7 +226,7 @@ impl Environment {
     }
 
     /// Stock restic on the environment's repository.
-    pub fn restic(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn restic(&self, arguments: &[&str]) -> Output {
         Command::new("restic")
             .args(["--no-cache", "-r"])
             .arg(self.path("store/test/production"))
@@ -239,19 +238,19 @@ impl Environment {
     }
 
     /// `restic check --read-data` finds nothing wrong, and no lock in its way.
-    pub fn assert_restic_is_content(&self) {
+    pub(crate) fn assert_restic_is_content(&self) {
         let output = self.restic(&["check", "--read-data"]);
         assert!(output.status.success(), "restic check: {}", stderr(&output));
     }
 }
 
 /// What a command said to people.
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Sends one GET and gives the status line, or the error.
-pub fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
@@ -260,7 +259,7 @@ pub fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
 }
 
 /// Customers that go on and on; whatever is not answered with 200 is kept.
-pub struct Customers {
+pub(crate) struct Customers {
     stop: Arc<AtomicBool>,
     pub answered: Arc<AtomicU64>,
     failures: Arc<Mutex<Vec<String>>>,
@@ -268,7 +267,7 @@ pub struct Customers {
 }
 
 impl Customers {
-    pub fn start(address: SocketAddr, count: usize) -> Self {
+    pub(crate) fn start(address: SocketAddr, count: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
         let failures = Arc::new(Mutex::new(Vec::new()));
@@ -293,7 +292,7 @@ impl Customers {
     }
 
     /// Waits until this many more have been answered: requests flow.
-    pub fn await_answers(&self, more: u64) {
+    pub(crate) fn await_answers(&self, more: u64) {
         let goal = self.answered.load(Ordering::Relaxed) + more;
         while self.answered.load(Ordering::Relaxed) < goal {
             std::thread::yield_now();
@@ -301,7 +300,7 @@ impl Customers {
     }
 
     /// Ends them; none may have failed.
-    pub fn end_without_failures(self) {
+    pub(crate) fn end_without_failures(self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().unwrap();
@@ -312,14 +311,14 @@ impl Customers {
 }
 
 /// A stillpoint process whose progress is followed line by line.
-pub struct Followed {
+pub(crate) struct Followed {
     pub child: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStderr>>,
     pub said: Vec<String>,
 }
 
 impl Followed {
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -331,7 +330,7 @@ impl Followed {
     }
 
     /// Reads until it has said this line.
-    pub fn await_line(&mut self, wanted: &str) {
+    pub(crate) fn await_line(&mut self, wanted: &str) {
         for line in self.lines.by_ref() {
             let line = line.unwrap();
             let found = line == wanted;
@@ -343,13 +342,13 @@ impl Followed {
         panic!("it never said `{wanted}`, only {:?}", self.said);
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
     /// Waits for its end: status, standard output, all it said.
-    pub fn end(mut self) -> (std::process::ExitStatus, String, String) {
+    pub(crate) fn end(mut self) -> (std::process::ExitStatus, String, String) {
         let mut printed = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
         for line in self.lines.by_ref() {
