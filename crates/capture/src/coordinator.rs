@@ -427,8 +427,10 @@ impl Registry {
     }
 
     fn tell(&self, known: &Known) -> Result<(), WatchdogError> {
-        let mut all = vec![Undo::RemoveFiles { paths: known.locks.clone() }];
-        all.extend_from_slice(&known.undo);
+        let mut all = known.undo.clone();
+        if !known.locks.is_empty() {
+            all.push(Undo::RemoveFiles { paths: known.locks.clone() });
+        }
         let within = known.deadline.map(|at| at.saturating_duration_since(Instant::now()));
         self.watchdog.register(all, within)
     }

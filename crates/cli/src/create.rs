@@ -77,11 +77,12 @@ pub(crate) fn take(place: &Place, live: bool, terminal: &Terminal) -> Result<Bac
         limits,
     };
     let watchdog = Arc::new(watchdog);
-    let backup = back_up(&order, participants, &repository, &watchdog, terminal);
+    // After a failure there is no goodbye: should a lock be left, the watchdog removes it.
+    let backup = back_up(&order, participants, &repository, &watchdog, terminal)?;
     if let Some(watchdog) = Arc::into_inner(watchdog) {
         take_leave(watchdog);
     }
-    Ok(backup?)
+    Ok(backup)
 }
 
 /// Nothing is held any more, and no lock is left: a watchdog that has gone by now is missed by

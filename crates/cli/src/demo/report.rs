@@ -130,8 +130,7 @@ impl Report {
             if self.text_of("completeness") != "complete" {
                 problems.push(format!("the backup is not complete: {}", self.backup["gaps"]));
             }
-            let (in_flight, held) =
-                (self.number("requests_in_flight"), self.number("requests_held"));
+            let (in_flight, held) = (self.count("requests_in_flight"), self.count("requests_held"));
             if in_flight < IN_FLIGHT || held < HELD {
                 problems.push(format!(
                     "too little was going on to prove anything: {in_flight} requests in flight \
