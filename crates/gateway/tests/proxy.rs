@@ -323,6 +323,28 @@ async fn no_idle_connection_to_the_application_outlives_a_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_get_that_fails_on_a_kept_connection_is_sent_once_more_on_a_fresh_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gateway = TestGateway::start(listener.local_addr().unwrap()).await;
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                // One answer for each connection; the next request is read and gets none.
+                read_until(&mut stream, "\r\n\r\n").await;
+                let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                stream.write_all(response).await.unwrap();
+                let _ = stream.read(&mut [0_u8; 4096]).await;
+            });
+        }
+    });
+    for _ in 0..10 {
+        let response = gateway.send("/").await.unwrap();
+        assert!(response.ends_with("ok"), "{response}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_client_connection_serves_many_requests_over_a_hold() {
     let application = plain().await;
     let gateway = TestGateway::start(application.address).await;
