@@ -110,9 +110,10 @@ fn a_table_locked_by_somebody_else_is_refused_in_time_and_names_them() {
     client.batch_execute("CREATE TABLE busy (a int)").unwrap();
     let driver = Postgres::new(options(&server)).unwrap();
     client.batch_execute("BEGIN; LOCK TABLE busy").unwrap();
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
     let error = driver.prepare().err().expect("prepare gives up");
     let said = told(&error);
-    assert!(said.contains("lock"), "{said}");
+    assert!(said.contains(&format!("process {pid} locks public.busy")), "{said}");
     client.batch_execute("ROLLBACK").unwrap();
     driver.prepare().unwrap();
 }
@@ -165,4 +166,29 @@ fn a_restore_names_roles_that_are_missing_or_not_its_own() {
     superuser.batch_execute("DROP TABLE public.theirs; DROP ROLE other").unwrap();
     let said = told(&driver.restore().plan("t0ken", &memory).unwrap_err());
     assert!(said.contains("do not exist: other"), "{said}");
+}
+
+#[test]
+fn a_sink_that_fails_ends_the_capture_and_the_next_one_works() {
+    struct Full;
+    impl stillpoint_services::Sink for Full {
+        fn write(&self, _: &str, content: &mut dyn std::io::Read) -> std::io::Result<u64> {
+            content.read_exact(&mut [0; 100])?;
+            Err(std::io::Error::other("no space left"))
+        }
+    }
+    let server = testkit::postgres();
+    server
+        .client()
+        .batch_execute(
+            "CREATE TABLE t AS SELECT n, repeat('x', 200) FROM generate_series(1, 50000) n",
+        )
+        .unwrap();
+    let driver = Postgres::new(options(&server)).unwrap();
+    let mut prepared = driver.prepare().unwrap();
+    prepared.mark().unwrap();
+    let said = told(&prepared.capture(&Full).unwrap_err());
+    assert!(said.contains("\"public\".\"t\"") && said.contains("no space left"), "{said}");
+    drop(prepared);
+    capture(&driver, || ());
 }

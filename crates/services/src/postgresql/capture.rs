@@ -5,6 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use postgres::NoTls;
+
 use super::catalog::{self, Catalog, Database, Table};
 use super::connection::Login;
 use super::list::{self, Found};
@@ -113,6 +115,8 @@ impl PreparedDatabase {
             .map_err(fail)?
             .ok_or_else(|| ServiceError::new(format!("capture {shown}")).because("it is gone"))?;
 
+        let sequences = list::named(holder, &mark.sequences).map_err(fail)?;
+
         let tables = copy_all(
             &mut self.copiers,
             &self.tables,
@@ -137,7 +141,7 @@ impl PreparedDatabase {
             has_public,
             foreign_tables: strings(foreign),
             tables,
-            sequences: mark.sequences,
+            sequences,
         })
     }
 }
@@ -197,6 +201,7 @@ fn copy_share(
     done: &Mutex<Vec<Table>>,
 ) -> Result<(), ServiceError> {
     let client = &mut copier.session.client;
+    let cancel = client.cancel_token();
     client
         .batch_execute(&format!("SET TRANSACTION SNAPSHOT {}", literal(snapshot)))
         .map_err(|e| ServiceError::new("share the mark's snapshot").because(e))?;
@@ -213,7 +218,11 @@ fn copy_share(
             .map_err(|e| fail(e.into()))?;
         let mut rows = Summed::new(Stoppable { inner: rows, stop });
         let path = format!("{directory}/data/{}.copy", file_name(*oid, found));
-        sink.write(&path, &mut rows).map_err(|e| fail(e.into()))?;
+        if let Err(error) = sink.write(&path, &mut rows) {
+            // Else the session would first take in all that is left of the table.
+            let _ = cancel.cancel_query(NoTls);
+            return Err(fail(error.into()));
+        }
         if !rows.sum.is_whole() {
             return Err(fail("its last row was cut off".into()));
         }

@@ -7,14 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use postgres::SimpleQueryMessage;
 use postgres::error::SqlState;
+use postgres::{SimpleQueryMessage, Statement};
 use stillpoint_model::manifest::Marker;
 
 use super::Postgres;
-use super::catalog::Sequence;
 use super::connection::{Login, Session};
-use super::list::{self, Found};
+use super::list::{self, Found, SequenceValue};
 use super::schema::{self, Schema};
 use super::tools::Tools;
 use crate::{Captured, Prepared, ServiceError, Sink};
@@ -22,8 +21,8 @@ use crate::{Captured, Prepared, ServiceError, Sink};
 /// Sessions that copy tables at the same time.
 const COPIERS: usize = 3;
 /// How long one lock is waited for in prepare.
-const LOCK_WAIT: &str = "10s";
-/// The same for a table that came after prepare: requests may be waiting.
+const LOCK_WAIT: &str = "5s";
+/// The same in the mark, for what came after prepare: requests may be waiting.
 const LOCK_WAIT_IN_HOLD: &str = "2s";
 /// How often a list of tables may change under our hands before prepare gives up.
 const LOCK_ROUNDS: u32 = 8;
@@ -48,8 +47,10 @@ pub(super) struct PreparedDatabase {
     pub(super) copiers: Vec<Copier>,
     pub(super) tables: BTreeMap<u32, Found>,
     pub(super) schema: Schema,
-    sequence_names: Vec<(String, String)>,
-    sequence_query: String,
+    /// Which tables and sequences there were when all tables were locked and all sequences known.
+    inventory: String,
+    /// Prepared in the holder's session.
+    sequence_values: Vec<Statement>,
     pub(super) mark: Option<DatabaseMark>,
 }
 
@@ -64,7 +65,7 @@ pub(super) struct DatabaseMark {
     pub(super) exported: String,
     snapshot: String,
     lsn: String,
-    pub(super) sequences: Vec<Sequence>,
+    pub(super) sequences: Vec<SequenceValue>,
 }
 
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -107,9 +108,16 @@ impl PreparedDatabase {
         let in_context = |e| failed(login, name, e);
         let control_pid = control.pid().map_err(in_context)?;
         refuse_unreadable(login, name, &mut control)?;
+        prove_lockable(login, name, &mut control)?;
         let schema = schema::dump_now(tools, login, name, &mut control)?;
 
         let mut holder = login.connect(name)?;
+        let set = format!("SET lock_timeout = '{LOCK_WAIT_IN_HOLD}'");
+        holder.client.batch_execute(&set).map_err(in_context)?;
+        if holder.version >= 120_000 {
+            let set = "SET plan_cache_mode = force_generic_plan";
+            holder.client.batch_execute(set).map_err(in_context)?;
+        }
         holder.client.batch_execute(BEGIN).map_err(in_context)?;
         let mut copiers = Vec::new();
         for index in 0..=COPIERS {
@@ -129,11 +137,11 @@ impl PreparedDatabase {
             copiers,
             tables: BTreeMap::new(),
             schema,
-            sequence_names: Vec::new(),
-            sequence_query: String::new(),
+            inventory: String::new(),
+            sequence_values: Vec::new(),
             mark: None,
         };
-        this.lock_tables(login)?;
+        this.refresh(login)?;
         this.refuse_pooler(login, control_pid)?;
         // Proves now what the mark will do, and builds the sequences' query.
         this.take_mark(login)?;
@@ -179,7 +187,8 @@ impl PreparedDatabase {
                         copier.start_over().map_err(|e| failed(login, &self.name, e))?;
                     }
                     Err(e) if e.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                        return Err(blocked(&mut self.control, login, &self.name, &share, e));
+                        let oids: Vec<u32> = share.iter().map(|(oid, _)| *oid).collect();
+                        return Err(blocked(&mut self.control, login, &self.name, &oids, e));
                     }
                     Err(e) => return Err(failed(login, &self.name, e)),
                 }
@@ -219,6 +228,30 @@ impl PreparedDatabase {
         Ok(())
     }
 
+    /// Locks all tables and learns all sequences that there are now.
+    fn refresh(&mut self, login: &Login) -> Result<(), ServiceError> {
+        let shown = login.shown(&self.name);
+        let fail = |e| ServiceError::new(format!("list the tables of {shown}")).because(e);
+        // Preparing a statement takes a snapshot, which must not become the mark's.
+        self.holder.client.batch_execute("ROLLBACK").map_err(fail)?;
+        for _ in 0..LOCK_ROUNDS {
+            let before = list::inventory(&mut self.control.client).map_err(fail)?;
+            self.lock_tables(login)?;
+            let names = list::sequences(&mut self.control.client).map_err(fail)?;
+            match list::prepare_sequences(&mut self.holder.client, &names) {
+                Ok(statements) => self.sequence_values = statements,
+                Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => continue,
+                Err(e) => return Err(fail(e)),
+            }
+            if before == list::inventory(&mut self.control.client).map_err(fail)? {
+                self.inventory = before;
+                return Ok(());
+            }
+        }
+        Err(ServiceError::new(format!("list the tables of {shown}"))
+            .because("tables are created and dropped faster than they can be listed"))
+    }
+
     fn take_mark(&mut self, login: &Login) -> Result<(), ServiceError> {
         let shown = login.shown(&self.name);
         let doing = || format!("mark {shown}");
@@ -238,20 +271,15 @@ impl PreparedDatabase {
                     &[],
                 )
                 .map_err(fail)?;
-            let (tables, sequences) = list::present(client).map_err(fail)?;
-            if !tables.iter().copied().eq_set(self.tables.keys().copied()) {
-                // A table came or went since prepare. What was locked cannot go, so: lock more.
-                self.lock_tables(login)?;
+            if list::inventory(client).map_err(fail)? != self.inventory {
+                // A table or a sequence came or went since. What is locked cannot go.
+                self.refresh(login)?;
                 continue;
             }
-            if sequences != self.sequence_names {
-                self.sequence_query = list::sequence_values(&sequences);
-                self.sequence_names = sequences;
-            }
             // After the snapshot: no row of it can have a number that the sequence has not given.
-            let values = list::read_sequences(client, &self.sequence_query, &self.sequence_names);
-            let sequences = match values {
+            let sequences = match list::read_sequences(client, &self.sequence_values) {
                 Ok(values) => values,
+                // Dropped in this very moment: the next round sees that.
                 Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => continue,
                 Err(e) => return Err(fail(e)),
             };
@@ -292,14 +320,6 @@ impl Copier {
         self.session.client.batch_execute(&format!("ROLLBACK; {BEGIN}"))
     }
 }
-
-trait EqSet: Iterator<Item = u32> + Sized {
-    fn eq_set(self, other: impl Iterator<Item = u32>) -> bool {
-        self.collect::<BTreeSet<u32>>() == other.collect::<BTreeSet<u32>>()
-    }
-}
-
-impl<I: Iterator<Item = u32>> EqSet for I {}
 
 fn snapshot_function(modern: bool) -> &'static str {
     if modern { "pg_current_snapshot()" } else { "txid_current_snapshot()" }
@@ -348,15 +368,53 @@ fn refuse_unreadable(
     Ok(())
 }
 
+/// Locks every table for a moment, so that whoever keeps one locked is named. `pg_dump`, which
+/// comes next, would only say that it waited.
+fn prove_lockable(
+    login: &Login,
+    database: &str,
+    control: &mut Session,
+) -> Result<(), ServiceError> {
+    for _ in 0..LOCK_ROUNDS {
+        let tables = list::tables(control).map_err(|e| failed(login, database, e))?;
+        let oids: Vec<u32> = tables.keys().copied().collect();
+        let names: Vec<String> =
+            tables.values().map(|table| format!("ONLY {}", table.qualified())).collect();
+        let mut lock = || -> Result<(), postgres::Error> {
+            let client = &mut control.client;
+            client.batch_execute(&format!(
+                "BEGIN READ ONLY; SET LOCAL lock_timeout = '{LOCK_WAIT}'"
+            ))?;
+            for batch in names.chunks(LOCK_BATCH) {
+                let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", batch.join(", "));
+                client.batch_execute(&lock)?;
+            }
+            Ok(())
+        };
+        let locked = lock();
+        control.client.batch_execute("ROLLBACK").map_err(|e| failed(login, database, e))?;
+        match locked {
+            Ok(()) => return Ok(()),
+            // Dropped since it was listed.
+            Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => {}
+            Err(e) if e.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                return Err(blocked(control, login, database, &oids, e));
+            }
+            Err(e) => return Err(failed(login, database, e)),
+        }
+    }
+    Err(ServiceError::new(format!("lock the tables of {}", login.shown(database)))
+        .because("tables are dropped faster than they can be locked"))
+}
+
 /// A table could not be locked in time: who has it?
 fn blocked(
     control: &mut Session,
     login: &Login,
     database: &str,
-    tables: &[(u32, &Found)],
+    oids: &[u32],
     source: postgres::Error,
 ) -> ServiceError {
-    let oids: Vec<u32> = tables.iter().map(|(oid, _)| *oid).collect();
     let holders = control.client.query(
         "SELECT l.pid, l.relation::regclass::text, left(coalesce(a.query, ''), 80) \
          FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
@@ -369,8 +427,9 @@ fn blocked(
         .unwrap_or_default()
         .iter()
         .map(|row| {
-            let (pid, table): (i32, String) = (row.get(0), row.get(1));
-            format!("process {pid} locks {table}: {}", row.get::<_, String>(2))
+            let (pid, table): (Option<i32>, String) = (row.get(0), row.get(1));
+            let who = pid.map_or("a prepared transaction".to_owned(), |p| format!("process {p}"));
+            format!("{who} locks {table}: {}", row.get::<_, String>(2))
         })
         .collect();
     let hint = if names.is_empty() { "try again".to_owned() } else { names.join("; ") };

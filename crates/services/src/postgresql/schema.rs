@@ -11,7 +11,7 @@ use super::tools::Tools;
 use crate::ServiceError;
 
 /// How long `pg_dump` may wait for one lock.
-const LOCK_WAIT: &str = "--lock-wait-timeout=20s";
+const LOCK_WAIT: &str = "--lock-wait-timeout=10s";
 
 /// The statements of a database, before and after its data.
 #[derive(Debug, Clone)]

@@ -38,9 +38,13 @@ pub(super) fn verify(
         }
     }
     let doing = || ServiceError::new(format!("verify the sequences in `{aside}`"));
-    let (_, names) = list::present(client).map_err(|e| doing().because(e))?;
-    let query = list::sequence_values(&names);
-    let found = list::read_sequences(client, &query, &names).map_err(|e| doing().because(e))?;
+    let mut read = || {
+        let names = list::sequences(client)?;
+        let statements = list::prepare_sequences(client, &names)?;
+        let values = list::read_sequences(client, &statements)?;
+        list::named(client, &values)
+    };
+    let found = read().map_err(|e| doing().because(e))?;
     let mut wanted = captured.sequences.clone();
     wanted.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
     if found == wanted {
