@@ -278,3 +278,117 @@ fn refuse_exclusive(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::LocalStore;
+
+    struct Place {
+        _directory: tempfile::TempDir,
+        store: Arc<dyn Store>,
+        key: Arc<Key>,
+    }
+
+    fn place() -> Place {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(directory.path().join("repo")).unwrap();
+        store.create().unwrap();
+        Place { _directory: directory, store: Arc::new(store), key: Arc::new(Key::random()) }
+    }
+
+    impl Place {
+        fn put(&self, change: impl FnOnce(&mut LockFile)) -> FileId {
+            let mut file = LockFile::ours();
+            change(&mut file);
+            let (id, bytes) = unpacked::encode(&self.key, &file).unwrap();
+            self.store.write(FileKind::Lock, &id, &bytes).unwrap();
+            id
+        }
+
+        fn lock(&self, on_lock: Option<OnLock>) -> Result<Lock, RepositoryError> {
+            Lock::shared(self.store.clone(), self.key.clone(), on_lock)
+        }
+
+        fn exists(&self, id: &FileId) -> bool {
+            self.store.exists(FileKind::Lock, id).unwrap()
+        }
+    }
+
+    /// The number of a process that has ended and was waited for.
+    fn dead() -> i32 {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        child.id().cast_signed()
+    }
+
+    #[test]
+    fn an_exclusive_lock_of_a_living_process_refuses_us_and_a_shared_one_does_not() {
+        let place = place();
+        place.put(|_| ());
+        place.lock(None).unwrap().release().unwrap();
+        place.put(|lock| lock.exclusive = true);
+        let error = place.lock(None).err().unwrap();
+        assert!(matches!(error, RepositoryError::Locked(_)));
+        assert!(error.hint().unwrap().contains("restic unlock"));
+        assert_eq!(place.store.list(FileKind::Lock).unwrap().len(), 2, "we left none");
+    }
+
+    #[test]
+    fn locks_of_the_dead_are_removed_and_a_distant_hosts_young_one_stays() {
+        let place = place();
+        let dead = place.put(|lock| (lock.pid, lock.exclusive) = (dead(), true));
+        let old = place.put(|lock| {
+            lock.hostname = "elsewhere".into();
+            lock.time = Timestamp::now() - SignedDuration::from_mins(31);
+            lock.exclusive = true;
+        });
+        let young = place.put(|lock| lock.hostname = "elsewhere".into());
+        place.lock(None).unwrap().release().unwrap();
+        assert!(!place.exists(&dead) && !place.exists(&old));
+        assert!(place.exists(&young));
+    }
+
+    #[test]
+    fn an_unreadable_lock_refuses_us() {
+        let place = place();
+        place.store.write(FileKind::Lock, &FileId::of(b"x"), b"x").unwrap();
+        assert!(matches!(place.lock(None), Err(RepositoryError::Locked(_))));
+    }
+
+    #[test]
+    fn every_lock_file_is_announced_before_it_exists_and_after_it_is_gone() {
+        let place = place();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let on_lock: OnLock = {
+            let told = told.clone();
+            Arc::new(move |paths: &LockFiles| {
+                let present = paths.iter().map(|path| path.exists()).collect::<Vec<_>>();
+                told.lock().unwrap().push((paths.clone(), present));
+            })
+        };
+        let lock = place.lock(Some(on_lock)).unwrap();
+        lock.refresh();
+        lock.verify().unwrap();
+        assert_eq!(place.store.list(FileKind::Lock).unwrap().len(), 1);
+        lock.release().unwrap();
+        let told = told.lock().unwrap();
+        let present: Vec<&[bool]> = told.iter().map(|(_, present)| present.as_slice()).collect();
+        assert_eq!(present, [&[false][..], &[true, false], &[true], &[]]);
+        assert_eq!(told[0].0[0], told[1].0[0]);
+        assert_eq!(told[1].0[1], told[2].0[0]);
+    }
+
+    #[test]
+    fn a_lock_that_was_removed_is_lost_for_good() {
+        let place = place();
+        let lock = place.lock(None).unwrap();
+        for (id, _) in place.store.list(FileKind::Lock).unwrap() {
+            place.store.remove(FileKind::Lock, &id).unwrap();
+        }
+        assert!(matches!(lock.verify(), Err(RepositoryError::LockLost(_))));
+        lock.refresh();
+        assert!(matches!(lock.verify(), Err(RepositoryError::LockLost(_))), "also after a refresh");
+        lock.release().unwrap();
+    }
+}

@@ -330,3 +330,42 @@ impl Reader {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::node::Content;
+    use crate::format::snapshot::Snapshot;
+    use crate::format::tree::Tree;
+    use crate::repository::Repository;
+    use crate::store::LocalStore;
+    use crate::write::WriterOptions;
+    use jiff::Timestamp;
+    use stillpoint_model::progress::Silent;
+
+    #[test]
+    fn a_tree_with_names_that_leave_their_directory_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let store = Arc::new(LocalStore::new(place.path().join("repo")).unwrap());
+        let repository = Repository::init(store, "x").unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        let file = Tree { nodes: vec![Node::file("NAME", Content::default(), now)] };
+        let text = file.encode().unwrap();
+        for name in ["..", ".", "", "../escaped", "a/b", "/etc/escaped", "a\\\\x00"] {
+            let writer = repository.writer(WriterOptions::default()).unwrap();
+            let evil = writer.save_raw_tree(&text.replace("NAME", name));
+            let nodes = vec![Node::directory("inner", evil, now)];
+            let root = writer.save_tree(&Tree { nodes }).unwrap();
+            let snapshot = Snapshot::new(root, Vec::new(), Vec::new(), now);
+            // Publishing takes what was saved at its word; reading does not.
+            writer.publish(snapshot).unwrap();
+            let reader = repository.reader().unwrap();
+            let target = tempfile::tempdir_in(place.path()).unwrap();
+            let error = reader
+                .restore(&root, target.path(), &RestoreOptions::default(), &Silent)
+                .unwrap_err();
+            assert!(matches!(error, RepositoryError::Damaged { .. }), "{name}: {error}");
+            assert!(!place.path().join("escaped").exists());
+        }
+    }
+}

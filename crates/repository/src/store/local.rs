@@ -272,6 +272,7 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests make files that need not last")]
 mod tests {
     use super::*;
 

@@ -179,6 +179,15 @@ impl Writer {
         Ok(id)
     }
 
+    /// Saves any text as a tree: what a hostile writer would.
+    #[cfg(test)]
+    pub(crate) fn save_raw_tree(&self, text: &str) -> BlobId {
+        let id = BlobId::of(text.as_bytes());
+        self.shared.check_references(&id, &Tree::default()).unwrap();
+        self.save_hashed(BlobKind::Tree, id, text.as_bytes().to_vec()).unwrap();
+        id
+    }
+
     fn save_blob(&self, kind: BlobKind, data: Vec<u8>) -> Result<BlobId, RepositoryError> {
         let id = BlobId::of(&data);
         self.save_hashed(kind, id, data)?;

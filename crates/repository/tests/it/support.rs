@@ -91,22 +91,39 @@ pub(crate) fn files(directory: &Path) -> Vec<PathBuf> {
 /// Bytes that do not compress, the same for the same seed.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    Noise(seed | 1).read_exact(&mut bytes).unwrap();
+    Noise::new(seed).read_exact(&mut bytes).unwrap();
     bytes
 }
 
-/// An endless stream of such bytes.
-pub(crate) struct Noise(pub(crate) u64);
+/// An endless stream of such bytes, however it is read.
+pub(crate) struct Noise {
+    state: u64,
+    left: usize,
+}
+
+impl Noise {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, left: 0 }
+    }
+}
 
 impl Read for Noise {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        for eight in into.chunks_mut(8) {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            eight.copy_from_slice(&self.0.to_le_bytes()[..eight.len()]);
+        let mut filled = 0;
+        while filled < into.len() {
+            if self.left == 0 {
+                self.state ^= self.state << 13;
+                self.state ^= self.state >> 7;
+                self.state ^= self.state << 17;
+                self.left = 8;
+            }
+            let bytes = self.state.to_le_bytes();
+            let count = self.left.min(into.len() - filled);
+            into[filled..][..count].copy_from_slice(&bytes[8 - self.left..][..count]);
+            filled += count;
+            self.left -= count;
         }
-        Ok(into.len())
+        Ok(filled)
     }
 }
 
@@ -151,4 +168,55 @@ pub(crate) fn assert_same(a: &Path, b: &Path) {
         .filter(|line| !line.contains(" is a fifo ") && !line.contains(" special file "))
         .collect();
     assert!(real.is_empty(), "{real:?} {}", String::from_utf8_lossy(&diff.stderr));
+}
+
+pub(crate) fn as_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A directory with everything that a file system has: nested, linked, odd names, odd modes.
+pub(crate) fn build_everything(directory: &Path) {
+    use std::ffi::OsString;
+    use std::fs;
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::net::UnixListener;
+    fs::create_dir_all(directory.join("sub/deeper/deepest")).unwrap();
+    fs::create_dir(directory.join("empty directory")).unwrap();
+    let write = |name: &str, content: &[u8]| fs::write(directory.join(name), content).unwrap();
+    write("hello.txt", b"hello\n");
+    write("empty", b"");
+    write("<&> \"quoted\" \\ back", b"<&>");
+    write("new\nline\ttab\u{1}", b"x");
+    write("uml\u{e4}ut \u{2028} \u{feff} \u{1F600}", b"unicode");
+    write("sub/deeper/deepest/file", b"deep");
+    write("incompressible", &noise(5, 300_000));
+    fs::write(directory.join(OsString::from_vec(b"bad\xff\xfe".to_vec())), b"bytes").unwrap();
+    symlink("hello.txt", directory.join("link")).unwrap();
+    symlink("/nowhere/<&>", directory.join("dangling<&>")).unwrap();
+    symlink("..", directory.join("sub/up")).unwrap();
+    fs::hard_link(directory.join("hello.txt"), directory.join("sub/hard")).unwrap();
+    let sparse = fs::File::create(directory.join("sparse")).unwrap();
+    sparse.set_len(3 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", (3 << 20) - 3).unwrap();
+    UnixListener::bind(directory.join("socket")).unwrap();
+    for (name, mode) in
+        [("hello.txt", 0o4755), ("sub", 0o1777), ("empty directory", 0o2750), ("empty", 0o400)]
+    {
+        fs::set_permissions(directory.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let run = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).current_dir(directory).status().unwrap();
+        assert!(status.success(), "{program} {arguments:?}");
+    };
+    run("mkfifo", &["pipe"]);
+    run("touch", &["-h", "-d", "1965-03-04T05:06:07.123456789Z", "hello.txt", "link"]);
+    run("touch", &["-d", "2001-01-01T00:00:00.1Z", "sub/deeper"]);
+    xattr::set(directory.join("hello.txt"), "user.test", b"value\x00\xff").unwrap();
+    xattr::set(directory.join("sub/deeper"), "user.empty", b"").unwrap();
+    if as_root() {
+        run("mknod", &["null", "c", "1", "3"]);
+        run("mknod", &["block", "b", "7", "200"]);
+        run("chown", &["-h", "12345:54321", "link", "sub/deeper/deepest/file"]);
+    }
 }
