@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong arguments or something that must be installed first.
 
+mod kills;
 mod layers;
 mod manifest;
 mod packages;

@@ -1,30 +1,36 @@
 //! `cargo xtask soak`: long work that is no part of the test suite. Runs the demo over and over,
-//! and has stock restic read back all that each round stored.
+//! whole and with its backup killed, and has stock restic read back all that each round stored.
 //!
 //! A round that fails keeps its directory, so that it can be looked into; the others are removed.
 
-use crate::{Failure, Outcome, cargo, helped, workspace};
+use crate::{Failure, Outcome, cargo, helped, kills, workspace};
 use serde_json::Value;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const HELP: &str = "\
 Runs the demo over and over, and checks with restic what it wrote.
 
-Usage: cargo xtask soak [--rounds N] [--seconds S] [--seed S]
+Usage: cargo xtask soak [--rounds N] [--seconds S] [--kills N] [--seed S]
 
-  --rounds N    how many rounds [default: 10]
+  --rounds N    how many whole rounds [default: 10]
   --seconds S   how long the load runs in each, about [default: 10]
+  --kills N     how many rounds in which the backup is killed [default: 20]
   --seed S      for what differs from round to round [default: 1]
 ";
+
+/// Kills come within this time after the backup began.
+const LONGEST_BACKUP_MS: u64 = 700;
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
     rounds: u64,
     seconds: u64,
+    kills: u64,
     seed: u64,
 }
 
@@ -62,9 +68,33 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
             Err(why) => println!("round {number}: FAILED, {why}; kept in {}", keep.display()),
         }
     }
+    let survived = kill(&options, &binary, &dir, &mut dice)?;
     // Only if no round left anything.
     let _ = fs::remove_dir(&dir);
-    tally(&options, &mut good)
+    tally(&options, &mut good, survived)
+}
+
+/// The rounds in which the backup is killed; says how many went well.
+fn kill(options: &Options, binary: &Path, dir: &Path, dice: &mut Dice) -> Result<u64, Failure> {
+    let mut survived = 0;
+    for number in 1..=options.kills {
+        let keep = dir.join(format!("kill-{number}"));
+        let delay = Duration::from_millis(dice.below(LONGEST_BACKUP_MS));
+        match kills::round(binary, &keep, delay) {
+            Ok(done) => {
+                println!(
+                    "kill {number}: good, after {} ms in `{}`{}",
+                    done.after_ms,
+                    done.phase,
+                    if done.published { ", published already" } else { "" }
+                );
+                survived += 1;
+                fs::remove_dir_all(&keep).map_err(|error| failed(&keep, &error))?;
+            }
+            Err(why) => println!("kill {number}: FAILED, {why}; kept in {}", keep.display()),
+        }
+    }
+    Ok(survived)
 }
 
 fn failed(path: &Path, error: &std::io::Error) -> Failure {
@@ -156,7 +186,7 @@ fn judge(report: &Value) -> Result<Round, String> {
     })
 }
 
-fn tally(options: &Options, good: &mut [Round]) -> Outcome {
+fn tally(options: &Options, good: &mut [Round], survived: u64) -> Outcome {
     good.sort_by(|a, b| a.hold_ms.total_cmp(&b.hold_ms));
     println!("\n{} of {} rounds good (seed {})", good.len(), options.rounds, options.seed);
     if let (Some(best), Some(worst)) = (good.first(), good.last()) {
@@ -168,7 +198,8 @@ fn tally(options: &Options, good: &mut [Round]) -> Outcome {
         );
         println!("requests: {}, none failed", good.iter().map(|round| round.requests).sum::<u64>());
     }
-    if good.len() as u64 == options.rounds {
+    println!("{survived} of {} kills went unnoticed", options.kills);
+    if good.len() as u64 == options.rounds && survived == options.kills {
         Ok(())
     } else {
         Err(Failure::Failed("not every round was good".to_owned()))
@@ -177,12 +208,13 @@ fn tally(options: &Options, good: &mut [Round]) -> Outcome {
 
 impl Options {
     fn parse(arguments: &[String]) -> Result<Self, String> {
-        let mut options = Self { rounds: 10, seconds: 10, seed: 1 };
+        let mut options = Self { rounds: 10, seconds: 10, kills: 20, seed: 1 };
         let mut rest = arguments.iter();
         while let Some(option) = rest.next() {
             let place = match option.as_str() {
                 "--rounds" => &mut options.rounds,
                 "--seconds" => &mut options.seconds,
+                "--kills" => &mut options.kills,
                 "--seed" => &mut options.seed,
                 other => return Err(format!("unknown option `{other}`\n\n{HELP}")),
             };
@@ -191,8 +223,10 @@ impl Options {
                 .parse()
                 .map_err(|_| format!("`{option}` needs a number, and `{given}` is none"))?;
         }
-        if options.rounds == 0 || options.seconds == 0 {
-            return Err("`--rounds` and `--seconds` must be at least 1".to_owned());
+        if options.seconds == 0 || options.rounds + options.kills == 0 {
+            return Err(
+                "`--seconds` and one of `--rounds` and `--kills` must be at least 1".to_owned()
+            );
         }
         Ok(options)
     }
@@ -258,10 +292,13 @@ mod tests {
         let parse = |text: &str| {
             Options::parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
         };
-        assert_eq!(parse("--rounds 3 --seed 9"), Ok(Options { rounds: 3, seconds: 10, seed: 9 }));
+        assert_eq!(
+            parse("--rounds 3 --seed 9"),
+            Ok(Options { rounds: 3, seconds: 10, kills: 20, seed: 9 })
+        );
         assert_eq!(parse("--rounds"), Err("`--rounds` needs a number".to_owned()));
         assert!(parse("--rounds x").is_err());
-        assert!(parse("--rounds 0").is_err());
-        assert!(parse("--kills 3").is_err());
+        assert!(parse("--rounds 0 --kills 0").is_err());
+        assert!(parse("--kill 3").is_err());
     }
 }

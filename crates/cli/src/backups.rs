@@ -2,6 +2,7 @@
 
 use crate::arguments::{Format, GetArgs, Global, ListArgs};
 use crate::failure::Failure;
+use crate::output::{put, tell};
 use crate::place::Place;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -94,7 +95,7 @@ pub(crate) fn list(global: &Global, arguments: &ListArgs) -> Result<(), Failure>
     let all = Stored::all(&place, &open(&place)?)?;
     print(&all, global.format).map_err(|e| Failure::new("print").because(&e))?;
     if all.iter().any(|backup| backup.manifest.consistency == Consistency::Live) && !global.quiet {
-        eprintln!("note: {LIVE_WARNING}");
+        tell(&format!("note: {LIVE_WARNING}"));
     }
     Ok(())
 }
@@ -104,16 +105,15 @@ pub(crate) fn get(global: &Global, arguments: &GetArgs) -> Result<(), Failure> {
     let place = Place::find(global, None)?;
     let stored = Stored::one(&place, &open(&place)?, &arguments.id)?;
     if global.format == Format::Json {
-        println!("{:#}", object(&stored.manifest));
-        return Ok(());
+        return put(&format!("{:#}", object(&stored.manifest)));
     }
     print(std::slice::from_ref(&stored), global.format)
         .map_err(|e| Failure::new("print").because(&e))?;
     for gap in &stored.manifest.gaps {
-        println!("missing: {}: {}: {}", gap.part, gap.what, gap.why);
+        put(&format!("missing: {}: {}: {}", gap.part, gap.what, gap.why))?;
     }
     for doubt in &stored.manifest.doubts {
-        println!("doubt: {doubt}");
+        put(&format!("doubt: {doubt}"))?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use crate::arguments::{CreateArgs, Format, Global};
 use crate::backups::{LIVE_WARNING, Stored, object};
 use crate::environment;
 use crate::failure::Failure;
+use crate::output::put;
 use crate::place::Place;
 use crate::terminal::Terminal;
 use indicatif::HumanBytes;
@@ -26,9 +27,9 @@ pub(crate) fn run(global: &Global, arguments: &CreateArgs) -> Result<(), Failure
     terminal.clear();
     let manifest = &backup.manifest;
     if global.format == Format::Json {
-        println!("{:#}", object(manifest));
+        put(&format!("{:#}", object(manifest)))?;
     } else {
-        println!("{}", manifest.backup);
+        put(manifest.backup.as_str())?;
     }
     summarise(&backup, &terminal);
     if manifest.completeness == Completeness::Partial {

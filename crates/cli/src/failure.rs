@@ -1,5 +1,6 @@
 //! What a command ends with when it could not do what was asked, and how that is shown.
 
+use crate::output::tell;
 use std::error::Error;
 use std::process::ExitCode;
 use stillpoint_capture::CaptureError;
@@ -51,12 +52,12 @@ impl Failure {
     pub(crate) fn report(self) -> ExitCode {
         let word = if self.exit == 3 { "partial" } else { "error" };
         let mut lines = self.lines.iter();
-        eprintln!("{word}: {}", lines.next().map_or("", String::as_str));
+        tell(&format!("{word}: {}", lines.next().map_or("", String::as_str)));
         for line in lines {
-            eprintln!("  because: {line}");
+            tell(&format!("  because: {line}"));
         }
         if let Some(hint) = self.hint {
-            eprintln!("  hint: {hint}");
+            tell(&format!("  hint: {hint}"));
         }
         ExitCode::from(self.exit)
     }

@@ -7,6 +7,7 @@ mod demo;
 mod environment;
 mod failure;
 mod gateway;
+mod output;
 mod place;
 //mod repo;
 mod restore;

@@ -112,8 +112,7 @@ fn confirm(question: &str) -> Result<bool, Failure> {
         return Err(Failure::usage("this needs a yes").hint("--yes answers it"));
     }
     let fail = |e: io::Error| Failure::new("ask").because(&e);
-    eprint!("{question} [y/N] ");
-    io::stderr().flush().map_err(fail)?;
+    io::stderr().write_all(format!("{question} [y/N] ").as_bytes()).map_err(fail)?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).map_err(fail)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

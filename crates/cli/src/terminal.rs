@@ -1,6 +1,7 @@
 //! Progress on a terminal: one line that is redrawn; elsewhere one plain line a phase. All of it
 //! on stderr: stdout is for data.
 
+use crate::output::tell;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
 use stillpoint_model::progress::Monitor;
@@ -39,9 +40,9 @@ impl Terminal {
             return;
         }
         if self.drawn {
-            self.bar.suspend(|| eprintln!("{text}"));
+            self.bar.suspend(|| tell(text));
         } else {
-            eprintln!("{text}");
+            tell(text);
         }
     }
 

@@ -2,8 +2,8 @@
 
 use crate::arguments::{Global, WatchdogArgs};
 use crate::failure::Failure;
+use crate::output::put;
 use crate::place;
-use std::io::Write;
 use stillpoint_capture::watchdog::{Watchdog, WatchdogOptions};
 
 /// Serves until ended. Prints `ready SOCKET` once it listens.
@@ -14,7 +14,6 @@ pub(crate) fn run(global: &Global, arguments: &WatchdogArgs) -> Result<(), Failu
     let until_idle = arguments.until_idle;
     let options = WatchdogOptions { socket: socket.clone(), program, until_idle };
     let watchdog = Watchdog::bind(options).map_err(|e| fail().because(&e))?;
-    println!("ready {}", socket.display());
-    std::io::stdout().flush().map_err(|e| fail().because(&e))?;
+    put(&format!("ready {}", socket.display()))?;
     watchdog.serve().map_err(|e| fail().because(&e))
 }

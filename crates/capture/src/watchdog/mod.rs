@@ -12,7 +12,7 @@ mod protocol;
 mod server;
 
 pub use client::{Guard, WatchdogError};
-pub use protocol::{Undo, When};
+pub use protocol::{EndSignal, Undo, When};
 pub use server::{Watchdog, WatchdogOptions, started};
 
 #[cfg(test)]

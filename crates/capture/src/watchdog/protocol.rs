@@ -16,6 +16,16 @@ pub enum When {
     Silent,
 }
 
+/// How a process is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndSignal {
+    /// SIGTERM: what most programs take as an order to end.
+    Terminate,
+    /// SIGINT: to PostgreSQL, end now; on SIGTERM it would wait for its clients to go.
+    Interrupt,
+}
+
 /// One thing to do in a holder's stead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "undo", rename_all = "kebab-case")]
@@ -31,9 +41,11 @@ pub enum Undo {
         /// Absolute paths. One that is missing is fine.
         paths: Vec<PathBuf>,
     },
-    /// End another process that the holder had started, by SIGTERM, then SIGKILL. Always
-    /// [`When::Dead`].
+    /// End another process that the holder had started: asked first, by SIGKILL after a while.
+    /// Always [`When::Dead`].
     EndProcess {
+        /// How it is asked.
+        by: EndSignal,
         /// Its process id.
         pid: i32,
         /// Its start time in clock ticks since boot (field 22 of `/proc/PID/stat`).

@@ -1,9 +1,9 @@
 //! The watchdog's side: one thread a holder, each waiting for its next word, its death, or the
 //! moment when its silence has lasted too long.
 
-use super::protocol::{FromHolder, FromWatchdog, PROTOCOL, Undo};
+use super::protocol::{EndSignal, FromHolder, FromWatchdog, PROTOCOL, Undo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -234,7 +234,7 @@ impl Holder {
             Undo::EndHolder { .. } if dead => Ok(()),
             Undo::EndHolder { .. } => Ok(pidfd_send_signal(&self.process, Signal::KILL)?),
             Undo::RemoveFiles { paths } => paths.iter().try_for_each(|path| remove(path)),
-            Undo::EndProcess { pid, started } => end_process(*pid, *started),
+            Undo::EndProcess { by, pid, started } => end_process(*by, *pid, *started),
             Undo::Run { arguments } => {
                 let status = Command::new(&self.program).args(arguments).status()?;
                 if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
@@ -261,7 +261,7 @@ pub fn started(pid: i32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood")))
 }
 
-fn end_process(pid: i32, since: u64) -> io::Result<()> {
+fn end_process(by: EndSignal, pid: i32, since: u64) -> io::Result<()> {
     let Some(id) = Pid::from_raw(pid) else { return Ok(()) };
     let process = match pidfd_open(id, PidfdFlags::empty()) {
         Err(rustix::io::Errno::SRCH) => return Ok(()),
@@ -271,10 +271,15 @@ fn end_process(pid: i32, since: u64) -> io::Result<()> {
     if started(pid).ok() != Some(since) {
         return Ok(());
     }
-    kill_process(id, Signal::TERM)?;
+    let signal = match by {
+        EndSignal::Terminate => Signal::TERM,
+        EndSignal::Interrupt => Signal::INT,
+    };
+    pidfd_send_signal(&process, signal)?;
     let mut fds = [PollFd::new(&process, PollFlags::IN)];
     if poll(&mut fds, Some(&timespec(GRACE)))? == 0 {
         pidfd_send_signal(&process, Signal::KILL)?;
+        poll(&mut fds, Some(&timespec(GRACE)))?;
     }
     Ok(())
 }

@@ -165,17 +165,18 @@ fn a_dead_holders_processes_are_ended_but_not_others_with_their_number() {
     let scene = Scene::new();
     let (mut server, mut stranger) = (sleeper(), sleeper());
     let pid = |child: &Child| child.id().cast_signed();
+    let by = EndSignal::Interrupt;
     let mut holder = Holder::connect(&scene.socket(), LONG);
     holder.register(
         vec![
             // As if the number had been given to another process meanwhile.
-            Undo::EndProcess { pid: pid(&stranger), started: 1 },
-            Undo::EndProcess { pid: pid(&server), started: started(pid(&server)).unwrap() },
+            Undo::EndProcess { by, pid: pid(&stranger), started: 1 },
+            Undo::EndProcess { by, pid: pid(&server), started: started(pid(&server)).unwrap() },
         ],
         None,
     );
     holder.kill();
-    assert_eq!(server.wait().unwrap().signal(), Some(15));
+    assert_eq!(server.wait().unwrap().signal(), Some(2));
     scene.end();
     assert!(stranger.try_wait().unwrap().is_none());
     stranger.kill().unwrap();

@@ -13,6 +13,7 @@ mod stage;
 
 use crate::arguments::Global;
 use crate::failure::Failure;
+use crate::output::put;
 use crate::terminal::Terminal;
 use report::Report;
 use stage::Stage;
@@ -88,8 +89,11 @@ pub(crate) fn run_shop(arguments: ShopArgs) -> Result<(), Failure> {
         postgres: arguments.postgres.map(|url| shop::PostgresTarget { url, password }),
         uploads: arguments.uploads,
     };
-    shop::run(&options, |address| println!("ready {address}"))
-        .map_err(|e| Failure::new("run the shop").because(e.as_ref()))
+    shop::run(&options, |address| {
+        // Whoever started this has gone: standard input ends as well, and so does the shop.
+        put(&format!("ready {address}")).unwrap_or(());
+    })
+    .map_err(|e| Failure::new("run the shop").because(e.as_ref()))
 }
 
 /// Orders until the time is over.
@@ -164,12 +168,14 @@ pub(crate) fn run(global: &Global, arguments: &DemoArgs) -> ExitCode {
     if let Err(failure) = &outcome {
         report.failed(failure);
     }
-    if arguments.json {
-        println!("{}", report.json());
+    let printed = if arguments.json {
+        put(&report.json().to_string())
     } else if outcome.is_ok() {
-        print!("{}", report.text());
-    }
-    match outcome {
+        put(report.text().trim_end())
+    } else {
+        Ok(())
+    };
+    match outcome.and(printed) {
         Err(failure) => failure.report(),
         Ok(()) if !report.held() => {
             Failure::new("the demo did not hold what it promises; see the report").report()

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
-use stillpoint_capture::watchdog::{Guard, Undo, started};
+use stillpoint_capture::watchdog::{EndSignal, Guard, Undo, started};
 use stillpoint_model::progress::Monitor;
 use stillpoint_runtimes::{ScratchOptions, ScratchPostgres};
 
@@ -176,7 +176,7 @@ impl Stage {
         if let Some((server, _)) = &self.postgres {
             let pid = i32::try_from(server.pid()).map_err(|e| fail().because(&e))?;
             let started = started(pid).map_err(|e| fail().because(&e))?;
-            undo.push(Undo::EndProcess { pid, started });
+            undo.push(Undo::EndProcess { by: EndSignal::Interrupt, pid, started });
         }
         guard.register(undo, None).map_err(|e| fail().because(&e))?;
         self.watchdog = Some(guard);

@@ -1,0 +1,116 @@
+//! The demo by the whole binary: what it proves, and what is left when it is killed.
+
+mod support;
+
+use std::fs;
+use std::process::{Command, Stdio};
+use support::{Followed, STILLPOINT, stderr};
+
+fn demo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(STILLPOINT);
+    command.arg("demo").args(arguments);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    command
+}
+
+#[test]
+fn the_demo_holds_what_it_promises_and_restic_reads_what_it_stored() {
+    let keep = tempfile::tempdir().unwrap();
+    let keep = keep.path().join("demo");
+    let services = ["--services", "sqlite,postgresql"];
+    let output =
+        demo(&["--json", "--seconds", "4", "--keep"]).arg(&keep).args(services).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(report["requests_failed"], 0);
+    assert_eq!(report["consistency"], "consistent");
+    assert_eq!(report["completeness"], "complete");
+    assert_eq!(report["restored_identical"], true);
+    assert_eq!(report["services"], serde_json::json!(["sqlite", "postgresql"]));
+    assert_eq!(report["problems"], serde_json::json!([]));
+    assert_eq!(report["backup_id"].as_str().unwrap().len(), 26);
+    assert!(report["requests_held"].as_u64().unwrap() >= 10);
+    let (hold, drain, mark) = (&report["hold_ms"], &report["drain_ms"], &report["mark_ms"]);
+    let parts = drain.as_f64().unwrap() + mark.as_f64().unwrap();
+    assert!((hold.as_f64().unwrap() - parts).abs() < 1.0, "{hold} {drain} {mark}");
+    let checked = Command::new("restic")
+        .args(["--no-cache", "-r", report["repository"].as_str().unwrap()])
+        .args(["--password-file", report["password_file"].as_str().unwrap()])
+        .args(["check", "--read-data"])
+        .output()
+        .expect("restic is installed: apt-get install restic");
+    assert!(checked.status.success(), "{}", stderr(&checked));
+}
+
+#[test]
+fn a_service_that_is_asked_for_and_missing_is_named_and_the_exit_code_is_3() {
+    let output =
+        demo(&["--json", "--seconds", "3", "--services", "sqlite,redis"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("redis"), "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(report["missing"], serde_json::json!(["redis"]));
+    assert_eq!(report["restored_identical"], true);
+    let top = std::path::Path::new(report["repository"].as_str().unwrap());
+    fs::remove_dir_all(top.ancestors().nth(3).unwrap()).unwrap();
+}
+
+#[test]
+fn wrong_usage_is_told_apart() {
+    for (arguments, said) in [
+        (&["--services", "mongodb"][..], "no service `mongodb`"),
+        (&["--seconds", "0"][..], "0 is not in 3..=3600"),
+        (&["--keep", "/proc"][..], "is not empty"),
+    ] {
+        let output = demo(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn nothing_goes_on_running_when_the_demo_is_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let keep = directory.path().join("demo");
+    let mut command = demo(&["--seconds", "30", "--services", "sqlite,postgresql", "--keep"]);
+    command.arg(&keep).stdout(Stdio::null());
+    let mut running = Followed::start(&mut command);
+    running.await_line("taking a backup");
+    let mark = keep.display().to_string();
+    assert!(!processes_of(&mark).is_empty());
+    let postgres = postmaster(&running);
+    running.signal(rustix::process::Signal::KILL);
+    running.child.wait().unwrap();
+    // Each ends by itself, or is ended by the watchdog, which goes last.
+    while !processes_of(&mark).is_empty() {
+        std::thread::yield_now();
+    }
+    assert!(!std::path::Path::new(&format!("/proc/{postgres}")).exists());
+}
+
+/// Every process that has this text among its arguments.
+fn processes_of(mark: &str) -> Vec<String> {
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| fs::read(entry.unwrap().path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(mark))
+        .collect()
+}
+
+/// The PostgreSQL server that the demo has started.
+fn postmaster(demo: &Followed) -> u32 {
+    let pid = demo.child.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children
+        .split_whitespace()
+        .map(|child| child.parse().unwrap())
+        .find(|child: &u32| {
+            fs::read(format!("/proc/{child}/cmdline")).is_ok_and(|line| {
+                line.starts_with(b"/") && line.windows(8).any(|w| w == b"postgres")
+            })
+        })
+        .expect("PostgreSQL is a child of the demo")
+}
