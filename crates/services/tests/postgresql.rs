@@ -478,6 +478,25 @@ fn sessions_that_linger_are_ended_by_a_swap() {
 }
 
 #[test]
+fn a_session_that_may_not_be_ended_fails_the_swap_and_is_named() {
+    let server = testkit::postgres();
+    let mut application = orders(&server, 5);
+    let memory = capture(&driver(&server), || ());
+    application.batch_execute("DELETE FROM orders").unwrap();
+    let mut steps = driver(&server).restore();
+    let aside = loaded(steps.as_mut(), &memory);
+    let mut superuser = server.superuser_in("shop");
+    let pid: i32 = superuser.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    let said = told(&steps.swap(&aside).unwrap_err());
+    assert!(said.contains(&format!("process {pid} of `postgres`")), "{said}");
+    assert_eq!(state(&server), 0, "the live database accepts connections again");
+    superuser.close().unwrap();
+    step("swap", steps.swap(&aside));
+    step("finish", steps.finish(&aside));
+    assert_eq!(state(&server), 5);
+}
+
+#[test]
 fn a_damaged_row_does_not_pass_verification() {
     let server = testkit::postgres();
     orders(&server, 50);

@@ -353,6 +353,21 @@ fn a_missing_or_damaged_database_is_restored_and_set_aside_until_the_end() {
 }
 
 #[test]
+fn a_symbolic_link_stays_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let real = dir.path().join("real.db");
+    let path = dir.path().join("app.db");
+    std::os::unix::fs::symlink(&real, &path).unwrap();
+    let application = orders(&real, "wal", 5);
+    let memory = capture(&driver(&path), || ());
+    application.execute_batch("DELETE FROM orders").unwrap();
+    restore(&driver(&path), &memory);
+    assert_eq!(number(&application, "SELECT count(*) FROM orders"), 5);
+    assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
+    assert_eq!(leftovers(&path), Vec::<PathBuf>::new());
+}
+
+#[test]
 fn what_is_no_whole_database_is_refused_in_prepare() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing.db");

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use postgres::Statement;
 use postgres::error::SqlState;
-use postgres::{SimpleQueryMessage, Statement};
 use stillpoint_model::manifest::Marker;
 
 use super::Postgres;
@@ -28,6 +28,8 @@ const LOCK_WAIT_IN_HOLD: &str = "2s";
 const LOCK_ROUNDS: u32 = 8;
 /// How often marks of several databases are taken anew until they are one instant.
 const MARK_ROUNDS: u32 = 20;
+/// How often two sessions are compared to find a pooler out.
+const POOLER_ROUNDS: u32 = 10;
 /// Tables named in one statement.
 const LOCK_BATCH: usize = 500;
 
@@ -106,12 +108,12 @@ impl PreparedDatabase {
         mut control: Session,
     ) -> Result<Self, ServiceError> {
         let in_context = |e| failed(login, name, e);
-        let control_pid = control.pid().map_err(in_context)?;
+        let mut holder = login.connect(name)?;
+        refuse_pooler(login, name, &mut control, &mut holder)?;
         refuse_unreadable(login, name, &mut control)?;
         prove_lockable(login, name, &mut control)?;
         let schema = schema::dump_now(tools, login, name, &mut control)?;
 
-        let mut holder = login.connect(name)?;
         let set = format!("SET lock_timeout = '{LOCK_WAIT_IN_HOLD}'");
         holder.client.batch_execute(&set).map_err(in_context)?;
         if holder.version >= 120_000 {
@@ -142,7 +144,6 @@ impl PreparedDatabase {
             mark: None,
         };
         this.refresh(login)?;
-        this.refuse_pooler(login, control_pid)?;
         // Proves now what the mark will do, and builds the sequences' query.
         this.take_mark(login)?;
         this.release_snapshot().map_err(in_context)?;
@@ -196,36 +197,6 @@ impl PreparedDatabase {
         }
         Err(ServiceError::new(format!("lock the tables of {}", login.shown(&self.name)))
             .because("tables are created and dropped faster than they can be locked"))
-    }
-
-    /// A transaction pooler gives one server session to several of ours, or changes it under us.
-    fn refuse_pooler(&mut self, login: &Login, control_pid: i32) -> Result<(), ServiceError> {
-        // All the others are in a transaction now, so they hold sessions of their own.
-        let mut pids = vec![self.control.pid().map_err(|e| failed(login, &self.name, e))?];
-        let changed = pids[0] != control_pid;
-        for session in self.copiers.iter_mut().take(COPIERS).map(|copier| &mut copier.session) {
-            // Settings of a session are lost or mixed up behind a pooler. SHOW takes no snapshot.
-            let row = session.client.simple_query("SHOW lock_timeout");
-            let row = row.map_err(|e| failed(login, &self.name, e))?;
-            let kept = row.iter().any(|message| {
-                matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some(LOCK_WAIT))
-            });
-            if !kept {
-                pids.push(pids[0]);
-            }
-        }
-        let distinct: BTreeSet<i32> = pids.iter().copied().collect();
-        if changed || distinct.len() != pids.len() {
-            return Err(ServiceError::new(format!(
-                "{} is a transaction pooler, not a server",
-                login.shown(&self.name)
-            ))
-            .hint(
-                "give the server's own address: locks and snapshots need sessions that last \
-                 (PgBouncer with pool_mode=session would do)",
-            ));
-        }
-        Ok(())
     }
 
     /// Locks all tables and learns all sequences that there are now.
@@ -323,6 +294,40 @@ impl Copier {
 
 fn snapshot_function(modern: bool) -> &'static str {
     if modern { "pg_current_snapshot()" } else { "txid_current_snapshot()" }
+}
+
+/// A transaction pooler lends a server's session for one transaction only. So while nothing holds
+/// it, the server's session of the one is lent to the other, or another one comes in its place.
+fn refuse_pooler(
+    login: &Login,
+    database: &str,
+    one: &mut Session,
+    other: &mut Session,
+) -> Result<(), ServiceError> {
+    let mut rounds = || -> Result<bool, postgres::Error> {
+        let pids = (one.pid()?, other.pid()?);
+        for _ in 0..POOLER_ROUNDS {
+            let first = one.pid()?;
+            other.client.batch_execute("BEGIN")?;
+            let second = other.pid()?;
+            other.client.batch_execute("ROLLBACK")?;
+            if first == second || (first, second) != pids {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    if !rounds().map_err(|e| failed(login, database, e))? {
+        return Ok(());
+    }
+    Err(ServiceError::new(format!(
+        "{} is a transaction pooler, not a server",
+        login.shown(database)
+    ))
+    .hint(
+        "give the server's own address: locks and snapshots need sessions that last (PgBouncer \
+         with pool_mode=session would do)",
+    ))
 }
 
 fn refuse_unreadable(

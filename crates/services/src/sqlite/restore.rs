@@ -24,6 +24,9 @@ pub(super) struct SqliteRestore {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Plan {
     token: String,
+    /// The live file itself, where the configured path is a symbolic link: its logs lie beside it,
+    /// and it must be found again while it is away.
+    live: PathBuf,
 }
 
 /// The files of a restore, all beside the live one.
@@ -46,11 +49,11 @@ impl SqliteRestore {
         Self { path }
     }
 
-    pub(super) fn names(&self, aside: &Aside) -> Result<Names, ServiceError> {
+    pub(super) fn names(aside: &Aside) -> Result<Names, ServiceError> {
         let plan: Plan = serde_json::from_value(aside.0.clone()).map_err(|e| {
             ServiceError::new("read what the journal says of the restore").because(e)
         })?;
-        Ok(Names::new(&self.path, &plan.token))
+        Ok(Names::new(&plan.live, &plan.token))
     }
 }
 
@@ -85,7 +88,8 @@ fn read_facts(source: &dyn Source) -> Result<Facts, ServiceError> {
 impl Restore for SqliteRestore {
     fn plan(&mut self, token: &str, source: &dyn Source) -> Result<Aside, ServiceError> {
         let facts = read_facts(source)?;
-        let dir = directory(&self.path);
+        let live = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let dir = directory(&live);
         let found = fs::metadata(dir).map_err(failed("find the directory", dir))?;
         let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
         rustix::fs::access(dir, access).map_err(|e| {
@@ -96,25 +100,25 @@ impl Restore for SqliteRestore {
             return Err(ServiceError::new(format!("{} is not a directory", dir.display())));
         }
         let mut live_bytes = 0;
-        match fs::metadata(&self.path) {
-            Ok(live) => {
-                live_bytes = live.len();
-                rustix::fs::access(&self.path, rustix::fs::Access::WRITE_OK)
-                    .map_err(|e| failed("write to", &self.path)(e.into()))?;
-                refuse_other_page_size(&self.path, &facts)?;
+        match fs::metadata(&live) {
+            Ok(found) => {
+                live_bytes = found.len();
+                rustix::fs::access(&live, rustix::fs::Access::WRITE_OK)
+                    .map_err(|e| failed("write to", &live)(e.into()))?;
+                refuse_other_page_size(&live, &facts)?;
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(failed("look at", &self.path)(e)),
+            Err(e) => return Err(failed("look at", &live)(e)),
         }
         // The captured one beside, the old one beside, and the log while it is copied in.
         refuse_full(dir, facts.bytes.saturating_mul(2) + live_bytes, "the restore")?;
-        serde_json::to_value(Plan { token: token.to_owned() })
+        serde_json::to_value(Plan { token: token.to_owned(), live })
             .map(Aside)
             .map_err(|e| ServiceError::new("write the restore's plan").because(e))
     }
 
     fn load(&mut self, aside: &Aside, source: &dyn Source) -> Result<(), ServiceError> {
-        let names = self.names(aside)?;
+        let names = Self::names(aside)?;
         if names.done.exists() {
             return Err(ServiceError::new(format!("{} is already restored", names.live.display())));
         }
@@ -128,7 +132,7 @@ impl Restore for SqliteRestore {
     }
 
     fn verify(&mut self, aside: &Aside, source: &dyn Source) -> Result<(), ServiceError> {
-        let names = self.names(aside)?;
+        let names = Self::names(aside)?;
         let facts = read_facts(source)?;
         let doing = || ServiceError::new(format!("verify {}", names.new.display()));
         let found = fs::File::open(&names.new)
@@ -143,19 +147,19 @@ impl Restore for SqliteRestore {
     }
 
     fn swap(&mut self, aside: &Aside) -> Result<(), ServiceError> {
-        self.names(aside)?.swap()
+        Self::names(aside)?.swap()
     }
 
     fn swap_back(&mut self, aside: &Aside) -> Result<(), ServiceError> {
-        self.names(aside)?.swap_back()
+        Self::names(aside)?.swap_back()
     }
 
     fn finish(&mut self, aside: &Aside) -> Result<(), ServiceError> {
-        self.names(aside)?.finish()
+        Self::names(aside)?.finish()
     }
 
     fn discard(&mut self, aside: &Aside) -> Result<(), ServiceError> {
-        self.names(aside)?.discard()
+        Self::names(aside)?.discard()
     }
 }
 

@@ -48,7 +48,9 @@ impl PostgresRestore {
             }
             refuse_slots(&mut session.client, &live)?;
             if !superuser {
-                refuse_roles(&mut session, user, captured)?;
+                // A live database keeps its owner; one that is gone gets the captured one's.
+                let owner = found.is_none().then_some(&captured.properties.owner);
+                refuse_roles(&mut session, user, captured, owner)?;
                 refuse_extensions(&mut session.client, captured)?;
             }
             let properties = found.unwrap_or_else(|| captured.properties.clone());
@@ -127,9 +129,11 @@ fn refuse_roles(
     session: &mut Session,
     user: &str,
     captured: &Database,
+    owner: Option<&String>,
 ) -> Result<(), ServiceError> {
-    let mut wanted: Vec<&String> = captured.owners.iter().chain(&captured.mentioned).collect();
-    wanted.push(&captured.properties.owner);
+    let owners: Vec<&String> = captured.owners.iter().chain(owner).collect();
+    let mut wanted = owners.clone();
+    wanted.extend(&captured.mentioned);
     wanted.sort();
     wanted.dedup();
     let missing = session
@@ -151,8 +155,8 @@ fn refuse_roles(
     let foreign = session
         .client
         .query(
-            "SELECT w FROM unnest($1::text[]) w WHERE NOT pg_has_role(w, $2)",
-            &[&captured.owners, &right],
+            "SELECT DISTINCT w FROM unnest($1::text[]) w WHERE NOT pg_has_role(w, $2)",
+            &[&owners, &right],
         )
         .map_err(checked)?;
     if foreign.is_empty() {

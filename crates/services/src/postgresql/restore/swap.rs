@@ -15,7 +15,7 @@ use crate::ServiceError;
 use crate::postgresql::names::{ident, literal};
 
 /// How long sessions that were told to end may take. Requests wait meanwhile.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(8);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// One rename: from, to.
@@ -160,12 +160,7 @@ fn rename(client: &mut Client, renames: &[Rename<'_>], plan: &Plan) -> Result<()
     loop {
         for (from, _) in renames {
             allow(client, from, false)?;
-            // A session of another role is not ours to end: then the rename says who is left.
-            let _ = client.query(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                 WHERE datname = $1 AND pid <> pg_backend_pid()",
-                &[from],
-            );
+            end_sessions(client, from)?;
         }
         let Err(error) = client.batch_execute(&statements) else {
             return Ok(());
@@ -185,6 +180,28 @@ fn rename(client: &mut Client, renames: &[Rename<'_>], plan: &Plan) -> Result<()
         }
         thread::sleep(PAUSE);
     }
+}
+
+/// Tells every session in `database` to end. One by one: those of other roles may not be ours to
+/// end, and must not keep the rest alive. The server's own workers give way by themselves.
+fn end_sessions(client: &mut Client, database: &str) -> Result<(), ServiceError> {
+    let sessions = client
+        .query(
+            "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() \
+             AND backend_type = 'client backend'",
+            &[&database],
+        )
+        .map_err(fail(format!("list the sessions in `{database}`")))?;
+    for row in sessions {
+        let pid: i32 = row.get(0);
+        match client.query_one("SELECT pg_terminate_backend($1)", &[&pid]) {
+            Err(e) if e.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                return Err(fail(format!("end process {pid} in `{database}`"))(e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn lingering(client: &mut Client, renames: &[Rename<'_>]) -> String {
@@ -227,11 +244,7 @@ fn drop_database(client: &mut Client, database: &str) -> Result<(), ServiceError
     let deadline = Instant::now() + PATIENCE;
     loop {
         allow(client, database, false)?;
-        let _ = client.query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-             WHERE datname = $1 AND pid <> pg_backend_pid()",
-            &[&database],
-        );
+        end_sessions(client, database)?;
         match client.batch_execute(&format!("DROP DATABASE IF EXISTS {}", ident(database))) {
             Ok(()) => return Ok(()),
             Err(e) if e.code() == Some(&SqlState::OBJECT_IN_USE) && Instant::now() < deadline => {
