@@ -74,7 +74,7 @@ fn wrong_usage_is_told_apart() {
 fn nothing_goes_on_running_when_the_demo_is_killed() {
     let directory = tempfile::tempdir().unwrap();
     let keep = directory.path().join("demo");
-    let mut command = demo(&["--seconds", "30", "--services", "sqlite,postgresql", "--keep"]);
+    let mut command = demo(&["--seconds", "9", "--services", "sqlite,postgresql", "--keep"]);
     command.arg(&keep).stdout(Stdio::null());
     let mut running = Followed::start(&mut command);
     running.await_line("taking a backup");
