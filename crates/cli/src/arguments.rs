@@ -86,8 +86,8 @@ pub(crate) enum Command {
     /// The same as backup:list
     #[command(hide = true)]
     Backups(ListArgs),
-    // repo
-    //Repo(crate::repo::RepoArgs),
+    /// The repository engine alone, on a directory
+    Repo(crate::repo::RepoArgs),
     /// Run a gateway of the configuration: it stands before the application and holds requests
     #[command(after_help = "Example:\n  stillpoint gateway web     the gateway `web` of \
                             ./stillpoint.yaml, in the foreground")]

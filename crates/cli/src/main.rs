@@ -9,7 +9,7 @@ mod failure;
 mod gateway;
 mod output;
 mod place;
-//mod repo;
+mod repo;
 mod restore;
 mod terminal;
 mod watchdog;
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Demo(arguments) => return demo::run(global, &arguments),
 
+        Command::Repo(arguments) => repo::run(global, &arguments),
         Command::DemoShop(arguments) => demo::run_shop(arguments),
         Command::DemoLoad(arguments) => demo::run_load(arguments),
         Command::Backup(BackupCommand::Create(arguments)) => create::run(global, &arguments),
