@@ -133,7 +133,7 @@ fn what_cannot_be_read_is_a_gap_and_the_rest_is_saved() {
         fs::write(source.join(name), name).unwrap();
     }
     for name in ["closed", "closed directory"] {
-        fs::set_permissions(source.join(name), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(source.join(name), fs::Permissions::from_mode(0o0)).unwrap();
     }
     let repository = place.init();
     let report = std::thread::scope(|scope| {
@@ -166,12 +166,12 @@ fn unchanged_files_are_not_read_and_changed_ones_are() {
     // A snapshot far enough behind the files' change times that the clock's tick does not matter.
     let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(5);
     let options = BackupOptions { time: Some(later), ..BackupOptions::default() };
-    let first = repository.backup(&[source.clone()], &options, &Silent).unwrap();
+    let first = repository.backup(std::slice::from_ref(&source), &options, &Silent).unwrap();
     assert_eq!(first.found.files_read, 3);
     fs::write(source.join("b"), "B").unwrap();
     let later = later + jiff::SignedDuration::from_secs(5);
     let options = BackupOptions { time: Some(later), ..BackupOptions::default() };
-    let second = repository.backup(&[source.clone()], &options, &Silent).unwrap();
+    let second = repository.backup(std::slice::from_ref(&source), &options, &Silent).unwrap();
     assert_eq!(second.parent, Some(first.snapshot));
     assert_eq!((second.found.files_read, second.found.files_unchanged), (1, 2));
     let reader = repository.reader().unwrap();
@@ -191,7 +191,7 @@ fn a_change_in_the_tick_of_the_last_backup_is_not_missed() {
     let repository = place.init();
     let changed = Node::inspect(&source.join("file")).unwrap().changed;
     let options = BackupOptions { time: Some(changed), ..BackupOptions::default() };
-    repository.backup(&[source.clone()], &options, &Silent).unwrap();
+    repository.backup(std::slice::from_ref(&source), &options, &Silent).unwrap();
     let second = backup(&repository, &source, &Silent);
     assert_eq!(second.found.files_read, 1, "it may have changed after it was read");
 }
@@ -205,10 +205,10 @@ fn a_parent_whose_blobs_are_lost_is_healed_by_reading_again() {
     let repository = place.init();
     let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(5);
     let options = BackupOptions { time: Some(later), ..BackupOptions::default() };
-    repository.backup(&[source.clone()], &options, &Silent).unwrap();
+    repository.backup(std::slice::from_ref(&source), &options, &Silent).unwrap();
     fs::remove_dir_all(place.path("repo/index")).unwrap();
     fs::create_dir(place.path("repo/index")).unwrap();
-    let second = repository.backup(&[source.clone()], &options, &Silent).unwrap();
+    let second = repository.backup(std::slice::from_ref(&source), &options, &Silent).unwrap();
     assert_eq!(second.found.files_read, 1);
     let reader = repository.reader().unwrap();
     let subtree = saved(&reader, &second, &source).unwrap().subtree.unwrap();
@@ -230,7 +230,7 @@ fn excluded_files_are_left_out_and_missing_paths_are_an_error() {
         excludes: vec!["*.tmp".into(), source.join("cache").to_str().unwrap().into()],
         ..BackupOptions::default()
     };
-    let report = repository.backup(&[source.clone()], &options, &Silent).unwrap();
+    let report = repository.backup(std::slice::from_ref(&source), &options, &Silent).unwrap();
     let reader = repository.reader().unwrap();
     assert!(saved(&reader, &report, &source.join("keep")).is_ok());
     assert!(saved(&reader, &report, &source.join("drop.tmp")).is_err());

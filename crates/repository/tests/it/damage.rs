@@ -9,6 +9,9 @@ use stillpoint_repository::{
     BackupOptions, CheckOptions, Repository, RepositoryError, RestoreOptions,
 };
 
+/// What is done to a file's bytes.
+type Damage = fn(&mut Vec<u8>);
+
 /// A repository with one snapshot of one large file.
 fn backed_up() -> Place {
     let place = Place::new();
@@ -49,7 +52,7 @@ fn every_kind_of_damage_to_a_pack_is_found_and_refused() {
     let place = backed_up();
     let (data, _) = packs(&place);
     let whole = fs::read(&data).unwrap();
-    let damages: [(&str, fn(&mut Vec<u8>)); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("first byte", |bytes| bytes[0] ^= 1),
         ("in the middle", |bytes| {
             let middle = bytes.len() / 2;

@@ -52,7 +52,9 @@ fn the_stock_client_restores_a_file_system_backup_with_everything_in_it() {
     build_everything(&source);
     std::fs::write(source.join("large"), noise(7, 20 << 20)).unwrap();
     let repository = place.init();
-    let report = repository.backup(&[source.clone()], &BackupOptions::default(), &Silent).unwrap();
+    let report = repository
+        .backup(std::slice::from_ref(&source), &BackupOptions::default(), &Silent)
+        .unwrap();
     assert_eq!(report.found.gaps, []);
     assert_eq!(report.found.notes.len(), 1, "the socket: {:?}", report.found.notes);
     place.restic_check();
@@ -72,7 +74,7 @@ fn our_tree_of_a_directory_is_the_stock_clients_to_the_byte() {
     // There all content is cut alike; in a repository of ours large files are not.
     place.restic(&["init"]);
     let repository = place.open();
-    repository.backup(&[source.clone()], &BackupOptions::default(), &Silent).unwrap();
+    repository.backup(std::slice::from_ref(&source), &BackupOptions::default(), &Silent).unwrap();
     place.restic(&["backup", "--force", source.to_str().unwrap()]);
     let reader = repository.reader().unwrap();
     let path = source.to_str().unwrap();
@@ -94,7 +96,9 @@ fn a_nothing_changed_backup_by_the_stock_client_takes_our_snapshot_as_its_parent
     // There all content is cut alike; in a repository of ours large files are not.
     place.restic(&["init"]);
     let repository = place.open();
-    let ours = repository.backup(&[source.clone()], &BackupOptions::default(), &Silent).unwrap();
+    let ours = repository
+        .backup(std::slice::from_ref(&source), &BackupOptions::default(), &Silent)
+        .unwrap();
     let output = place.restic(&["backup", "--json", source.to_str().unwrap()]);
     assert!(output.contains("\"files_new\":0"), "{output}");
     let reader = repository.reader().unwrap();

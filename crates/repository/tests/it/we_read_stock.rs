@@ -33,7 +33,7 @@ fn a_repository_of_the_stock_client_is_read_restored_and_extended() {
     // Read again in full, nothing new is stored but the directories above, whose times changed:
     // content is cut where the stock client cut it.
     let options = BackupOptions { read_all: true, ..BackupOptions::default() };
-    let again = repository.backup(&[source.clone()], &options, &Silent).unwrap();
+    let again = repository.backup(std::slice::from_ref(&source), &options, &Silent).unwrap();
     assert_eq!(again.found.files_unchanged, 0);
     assert!(again.stats.bytes_added < 64 << 10, "{:?}", again.stats);
     // And with the parent, nothing is read.
