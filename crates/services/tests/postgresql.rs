@@ -310,6 +310,30 @@ fn everything_that_a_schema_can_hold_comes_back() {
 }
 
 #[test]
+fn a_role_that_only_reads_is_enough_for_a_backup() {
+    let server = testkit::postgres();
+    server.client().batch_execute(RICH).unwrap();
+    // As in the guide.
+    server
+        .superuser_in("shop")
+        .batch_execute(
+            "CREATE ROLE stillpoint LOGIN PASSWORD 'reads'; \
+             GRANT CONNECT ON DATABASE shop TO stillpoint; \
+             GRANT pg_read_all_data TO stillpoint; ALTER ROLE stillpoint BYPASSRLS",
+        )
+        .unwrap();
+    let before = picture(&server, "shop");
+    let mut reading = options(&server);
+    reading.url = reading.url.replace("shop@", "stillpoint@");
+    reading.password = Some("reads".to_owned());
+    let memory = capture(&Postgres::new(reading).unwrap(), || ());
+    restore(&driver(&server), &memory);
+    let after = picture(&server, "shop");
+    // The reader's password and rights stay where they were; the data is the same.
+    assert_eq!(before, after);
+}
+
+#[test]
 fn several_databases_are_one_instant() {
     let server = testkit::postgres();
     orders(&server, 3);

@@ -24,7 +24,10 @@ pub fn run_as_unprivileged(program: &Path) -> (Command, TempDir) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
     let copy = dir.path().join(program.file_name().expect("a program has a name"));
-    fs::copy(program, &copy).expect("the program can be copied");
+    // By another process: one that this process forks at the same moment would inherit the copy
+    // open for writing, and such a file cannot be run ("text file busy").
+    let copied = Command::new("cp").arg(program).arg(&copy).status().expect("cp runs");
+    assert!(copied.success(), "the program can be copied");
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("chmod");
     let mut command = Command::new(copy);
     command.current_dir(dir.path());
