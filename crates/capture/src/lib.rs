@@ -21,4 +21,4 @@ pub use error::CaptureError;
 pub use gateways::GatewayParticipant;
 pub use participant::{Account, HoldOrder, Participant, Rank};
 pub use service::ServiceParticipant;
-pub use stream::TreeSource;
+pub use stream::{NoStreams, TreeSource};

@@ -122,6 +122,19 @@ impl<'a> TreeSource<'a> {
     }
 }
 
+/// Of a part that brings its own data: there are no streams.
+pub struct NoStreams;
+
+impl Source for NoStreams {
+    fn paths(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn open(&self, _: &str) -> io::Result<Box<dyn Read + Send + '_>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
 impl Source for TreeSource<'_> {
     fn paths(&self) -> Vec<String> {
         self.files.keys().cloned().collect()

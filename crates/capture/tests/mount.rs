@@ -323,6 +323,18 @@ fn wreak(top: &Path, seed: u64, stop: &AtomicBool) {
 }
 
 #[test]
+fn a_mount_that_is_reached_by_a_symbolic_link_is_captured() {
+    let scene = Scene::new();
+    write(&scene.mount().join("file"), "text");
+    let link = scene.top.path().join("link");
+    symlink(scene.mount(), &link).unwrap();
+    let filter = Filter::new(&[]).unwrap();
+    let participant = MountParticipant::new("uploads".parse().unwrap(), link, filter);
+    let taken = scene.take(participant, || {});
+    scene.assert_same(&taken);
+}
+
+#[test]
 fn a_fifo_does_not_stop_the_backup() {
     let scene = Scene::new();
     let path = scene.mount().join("fifo");

@@ -5,7 +5,7 @@ use crate::backups::{LIVE_WARNING, Stored, object};
 use crate::environment;
 use crate::failure::Failure;
 use crate::output::put;
-use crate::place::Place;
+use crate::place::{Activity, Place};
 use crate::terminal::Terminal;
 use indicatif::HumanBytes;
 use std::sync::Arc;
@@ -50,6 +50,7 @@ pub(crate) fn run(global: &Global, arguments: &CreateArgs) -> Result<(), Failure
 
 /// Takes a backup of the environment.
 pub(crate) fn take(place: &Place, live: bool, terminal: &Terminal) -> Result<Backup, Failure> {
+    let _busy = place.lock(Activity::Backup)?;
     if let Some(open) = Journal::read(&place.journal()?)? {
         return Err(Failure::new(format!(
             "back up `{}`: a restore of {} has not ended",
@@ -96,14 +97,15 @@ pub(crate) fn take_leave(watchdog: Guard) {
 
 /// The strictest bounds that any of the environment's gateways sets.
 pub(crate) fn limits(place: &Place) -> Limits {
-    let gateways = place.environment().gateways.values();
-    let mut limits = Limits::default();
-    for gateway in gateways {
-        limits.drain_timeout = limits.drain_timeout.min(gateway.drain_timeout);
-        limits.max_hold = limits.max_hold.min(gateway.max_hold);
+    let gateways = || place.environment().gateways.values();
+    let default = Limits::default();
+    let max_hold = gateways().map(|g| g.max_hold).min().unwrap_or(default.max_hold);
+    Limits {
+        drain_timeout: gateways().map(|g| g.drain_timeout).min().unwrap_or(default.drain_timeout),
+        max_hold,
+        silence: default.silence.min(max_hold),
+        ..default
     }
-    limits.silence = limits.silence.min(limits.max_hold);
-    limits
 }
 
 /// Connects to the watchdog of this host.

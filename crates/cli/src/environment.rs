@@ -7,7 +7,7 @@ use std::sync::Arc;
 use stillpoint_capture::mount::{Earlier, Filter, MountParticipant, MountRestore, SETTLED_BEFORE};
 use stillpoint_capture::restore::{JournalPart, RestorePart};
 use stillpoint_capture::{
-    CaptureError, GatewayParticipant, Participant, ServiceParticipant, TreeSource,
+    CaptureError, GatewayParticipant, NoStreams, Participant, ServiceParticipant, TreeSource,
 };
 use stillpoint_gateway::control::Purpose;
 use stillpoint_model::config::{MountPart, ServicePart};
@@ -16,7 +16,7 @@ use stillpoint_model::manifest::{Code, Part, Role};
 use stillpoint_repository::{BlobId, Reader};
 use stillpoint_services::postgresql::{Postgres, PostgresOptions, default_tool_dirs};
 use stillpoint_services::sqlite::{Sqlite, SqliteOptions};
-use stillpoint_services::{Driver, Restore, ServiceError};
+use stillpoint_services::{Driver, Restore, ServiceError, Source};
 
 use crate::backups::Stored;
 
@@ -143,10 +143,14 @@ pub(crate) fn restore_part<'a>(
             Box::new(MountRestore::new(path, filter, Arc::clone(reader), tree))
         }
     };
-    let source = TreeSource::new(reader, &tree)
-        .map_err(|e| Failure::new(format!("read `{}` of the backup", part.name)).because(&e))?;
+    let source: Box<dyn Source + 'a> = match part.role {
+        Role::Mount => Box::new(NoStreams),
+        Role::Service => Box::new(TreeSource::new(reader, &tree).map_err(|e| {
+            Failure::new(format!("read `{}` of the backup", part.name)).because(&e)
+        })?),
+    };
     let (name, role) = (part.name.clone(), part.role);
-    Ok(RestorePart { name, role, steps, source: Box::new(source) })
+    Ok(RestorePart { name, role, steps, source })
 }
 
 /// The steps that finish or undo a part's restore, without the backup.

@@ -26,7 +26,6 @@ fn main() -> ExitCode {
     let global = &arguments.global;
     let done = match arguments.command {
         Command::Demo(arguments) => return demo::run(global, &arguments),
-
         Command::Repo(arguments) => repo::run(global, &arguments),
         Command::DemoShop(arguments) => demo::run_shop(arguments),
         Command::DemoLoad(arguments) => demo::run_load(arguments),

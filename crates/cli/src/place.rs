@@ -12,6 +12,15 @@ use stillpoint_model::config::{self, Config, Environment, Location};
 use stillpoint_model::ids::{EnvironmentName, PartName};
 use stillpoint_repository::{LocalStore, Repository};
 
+/// What is done with an environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// Its data is read.
+    Backup,
+    /// Its data is replaced.
+    Restore,
+}
+
 /// One environment of one configuration, and where its things are on this host.
 pub(crate) struct Place {
     /// The whole configuration.
@@ -72,6 +81,35 @@ impl Place {
     /// The journal of a restore of this environment.
     pub(crate) fn journal(&self) -> Result<PathBuf, Failure> {
         Ok(private(&self.data, "journal")?.join(format!("{}.json", self.slug())))
+    }
+
+    /// Keeps out of the environment what must not happen beside this: a restore wants it to
+    /// itself, backups get along with each other. Held until the returned file is dropped, or this
+    /// process has ended, however it did.
+    pub(crate) fn lock(&self, activity: Activity) -> Result<fs::File, Failure> {
+        let path = private(&self.data, "run")?.join(format!("{}.lock", self.slug()));
+        let fail = || Failure::new(format!("lock {}", path.display()));
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| fail().because(&e))?;
+        let locked = match activity {
+            Activity::Backup => file.try_lock_shared(),
+            Activity::Restore => file.try_lock(),
+        };
+        match locked {
+            Ok(()) => Ok(file),
+            Err(fs::TryLockError::WouldBlock) => Err(Failure::new(format!(
+                "environment `{}` is busy with a {}",
+                self.name,
+                if activity == Activity::Backup { "restore" } else { "backup or a restore" }
+            ))
+            .hint("wait for it to end")),
+            Err(fs::TryLockError::Error(e)) => Err(fail().because(&e)),
+        }
     }
 
     /// Where the environment's repository is, and the file with its password. One repository a

@@ -3,7 +3,7 @@
 use crate::arguments::{Global, RestoreArgs};
 use crate::backups::{LIVE_WARNING, Stored};
 use crate::failure::Failure;
-use crate::place::Place;
+use crate::place::{Activity, Place};
 use crate::terminal::Terminal;
 use crate::{create, environment};
 use std::io::{self, IsTerminal, Write};
@@ -65,6 +65,7 @@ pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failur
         })?;
         terminal.say(&format!("safety backup {}", safety.manifest.backup));
     }
+    let _busy = place.lock(Activity::Restore)?;
     let limits = create::limits(&place);
     let watchdog = create::watchdog(&place, &limits)?;
     let order = RestoreOrder {
@@ -122,6 +123,7 @@ fn confirm(question: &str) -> Result<bool, Failure> {
 pub(crate) fn run_recover(global: &Global) -> Result<(), Failure> {
     let place = Place::find(global, None)?;
     let terminal = Terminal::new(global.quiet, global.verbose > 0);
+    let _busy = place.lock(Activity::Restore)?;
     let gateways = environment::gateway_sockets(&place)?;
     let steps = |part: &_| environment::recovery_steps(&place, part);
     match recover(&place.journal()?, steps, &gateways)? {

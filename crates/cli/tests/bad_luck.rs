@@ -389,6 +389,10 @@ fn a_killed_restore_is_undone_or_finished_by_the_watchdog() {
     await_state(&environment, State::Draining);
     let journal = environment.path("data/journal/test-main.json");
     assert!(journal.exists());
+    // Nothing else is done to the environment meanwhile.
+    let output = environment.run(&["backup:create"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("is busy with a restore"), "{}", stderr(&output));
     restoring.signal(Signal::KILL);
     restoring.child.wait().unwrap();
     while journal.exists() {

@@ -60,7 +60,7 @@ impl MountParticipant {
     pub fn new(name: PartName, root: PathBuf, filter: Filter) -> Self {
         Self {
             name,
-            root,
+            root: resolved(root),
             filter,
             cache: Cache::default(),
             passes: 0,
@@ -81,6 +81,12 @@ impl MountParticipant {
     ) -> CaptureError {
         CaptureError::new(format!("{doing} mount `{}`", self.name)).because(source)
     }
+}
+
+/// The directory itself, where `path` leads to one by symbolic links: links are followed on the
+/// way to a mount, never inside it.
+fn resolved(path: PathBuf) -> PathBuf {
+    std::fs::canonicalize(&path).unwrap_or(path)
 }
 
 impl Participant for MountParticipant {

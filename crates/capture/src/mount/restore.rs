@@ -7,6 +7,7 @@
 
 use super::exchange::Plan;
 use super::filter::{Filter, STAGING_PREFIX};
+use super::resolved;
 use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -45,12 +46,12 @@ impl Staging {
 impl MountRestore {
     /// Restores `tree` to the directory `root`. What the filter excludes is left where it is.
     pub fn new(root: PathBuf, filter: Filter, reader: Arc<Reader>, tree: BlobId) -> Self {
-        Self { root, filter, from: Some((reader, tree)) }
+        Self { root: resolved(root), filter, from: Some((reader, tree)) }
     }
 
     /// Only to finish or undo a restore that was cut off.
     pub fn to_recover(root: PathBuf, filter: Filter) -> Self {
-        Self { root, filter, from: None }
+        Self { root: resolved(root), filter, from: None }
     }
 
     fn from(&self) -> Result<&(Arc<Reader>, BlobId), ServiceError> {
