@@ -5,6 +5,7 @@ use super::{Chunking, MAX};
 use std::io::{self, Read};
 
 const STEP: usize = 256 << 10;
+const ROOM: usize = MAX + (4 << 20);
 
 /// Cuts what `source` gives. The buffer is lent, so that small files need no allocation.
 pub(crate) struct Chunks<'a> {
@@ -51,10 +52,10 @@ impl<'a> Chunks<'a> {
             self.end -= self.start;
             self.start = 0;
         }
-        // Twice the largest chunk, so that not every cut moves the rest of the buffer.
-        while self.end < 2 * MAX {
+        // More than the largest chunk, so that not every cut moves the rest of the buffer.
+        while self.end < ROOM {
             if self.buffer.len() - self.end < STEP {
-                let larger = (self.buffer.len() * 2).clamp(2 * STEP, 2 * MAX);
+                let larger = (self.buffer.len() * 2).clamp(2 * STEP, ROOM);
                 self.buffer.resize(larger, 0);
                 if self.buffer.len() == self.end {
                     break;

@@ -95,7 +95,8 @@ impl Writer {
         let index = repository.load_index()?;
         let shared = Arc::new(Shared::new(repository, index, options));
         let (work, jobs) = crossbeam_channel::bounded(2 * shared.workers);
-        let (upload, finished) = crossbeam_channel::bounded(1);
+        // Handed over, not queued: a waiting pack would only take memory.
+        let (upload, finished) = crossbeam_channel::bounded(0);
         let mut writer = Self {
             shared: shared.clone(),
             work: Some(work),

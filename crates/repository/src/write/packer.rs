@@ -1,5 +1,6 @@
 //! Packs in the making: one for data, one for trees, in memory until they are full.
 
+use crate::chunker::MAX;
 use crate::format::pack::{BlobKind, PackEntry};
 use crate::id::BlobId;
 
@@ -28,6 +29,11 @@ impl PackBuilder {
         uncompressed: u32,
         pack_size: usize,
     ) -> Option<Finished> {
+        if self.bytes.capacity() == 0 {
+            // Room for a last large blob and the trailer: growing would copy, and take twice the
+            // memory. Pages that are never written to cost nothing.
+            self.bytes.reserve(pack_size + MAX + (1 << 20));
+        }
         let offset = self.bytes.len() as u32;
         let length = sealed.len() as u32;
         self.bytes.extend_from_slice(sealed);

@@ -130,8 +130,12 @@ fn after_a_failure_every_call_fails_with_the_first_error() {
     assert!(matches!(&first, RepositoryError::Failed(_)) && is_full(&first));
     assert!(is_full(&writer.save_data(&mut &b"x"[..]).unwrap_err()));
     assert!(is_full(&writer.save_tree(&Tree::default()).unwrap_err()));
-    let snapshot =
-        Snapshot::new(stillpoint_repository::BlobId::of(b""), vec![], vec![], jiff::Timestamp::UNIX_EPOCH);
+    let snapshot = Snapshot::new(
+        stillpoint_repository::BlobId::of(b""),
+        vec![],
+        vec![],
+        jiff::Timestamp::UNIX_EPOCH,
+    );
     assert!(is_full(&writer.publish(snapshot).unwrap_err()));
 }
 
