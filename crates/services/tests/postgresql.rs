@@ -455,6 +455,70 @@ fn every_step_may_be_repeated_by_another_process() {
 }
 
 #[test]
+fn part_of_a_killed_swapper() {
+    common::swap_if_told(|service| {
+        Box::new(
+            Postgres::new(PostgresOptions {
+                url: service[0].clone(),
+                password: Some(service[1].clone()),
+                databases: Vec::new(),
+                tool_dirs: Vec::new(),
+            })
+            .unwrap(),
+        )
+    });
+}
+
+#[test]
+fn a_swap_killed_at_any_moment_is_undone_or_finished() {
+    let server = testkit::postgres();
+    let mut client = orders(&server, 5);
+    let memory = capture(&driver(&server), || ());
+    client.batch_execute("DELETE FROM orders").unwrap();
+    let fresh = || driver(&server).restore();
+    let aside = loaded(fresh().as_mut(), &memory);
+    let (url, password) = (server.url(), server.password());
+    for moment in 0..12 {
+        let after = std::time::Duration::from_millis(moment * 5);
+        common::killed_in_swap("part_of_a_killed_swapper", &aside, &[&url, password], after);
+        step("swap back", fresh().swap_back(&aside));
+        assert_eq!(state(&server), 0, "{moment}");
+    }
+    let after = std::time::Duration::from_millis(30);
+    common::killed_in_swap("part_of_a_killed_swapper", &aside, &[&url, password], after);
+    step("swap", fresh().swap(&aside));
+    step("finish", fresh().finish(&aside));
+    assert_eq!(state(&server), 5);
+    assert_eq!(databases(&server), ["postgres", "shop"]);
+}
+
+#[test]
+fn an_undo_waits_for_what_a_killed_swap_has_left_running() {
+    let server = testkit::postgres();
+    let mut client = orders(&server, 5);
+    let memory = capture(&driver(&server), || ());
+    client.batch_execute("DELETE FROM orders").unwrap();
+    drop(client);
+    let mut steps = driver(&server).restore();
+    let aside = loaded(steps.as_mut(), &memory);
+    // The superuser's session, which a swap may not end, makes its rename wait at the server.
+    let superuser = server.superuser_in("shop");
+    let (url, password) = (server.url(), server.password());
+    let after = std::time::Duration::from_millis(300);
+    common::killed_in_swap("part_of_a_killed_swapper", &aside, &[&url, password], after);
+    superuser.close().unwrap();
+    step("swap back", steps.swap_back(&aside));
+    assert_eq!(state(&server), 0);
+    // Nothing is left that could still swap.
+    let mut watcher = server.superuser_in("postgres");
+    let left = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%RENAME%' \
+                AND state <> 'idle' AND pid <> pg_backend_pid()";
+    assert_eq!(number(&mut watcher, left), 0);
+    step("discard", steps.discard(&aside));
+    assert_eq!(databases(&server), ["postgres", "shop"]);
+}
+
+#[test]
 fn a_swap_cut_off_before_its_renames_is_undone() {
     let server = testkit::postgres();
     let mut client = orders(&server, 5);

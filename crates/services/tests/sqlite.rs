@@ -284,6 +284,41 @@ fn every_step_may_be_repeated_by_another_process() {
 
 type Leave = fn(&Path);
 
+#[test]
+fn part_of_a_killed_swapper() {
+    common::swap_if_told(|service| Box::new(driver(Path::new(&service[0]))));
+}
+
+#[test]
+fn a_swap_killed_at_any_moment_is_undone_or_finished() {
+    for mode in MODES {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        let application = orders(&path, mode, 3000);
+        let memory = capture(&driver(&path), || ());
+        application.execute_batch("DELETE FROM orders WHERE id > 2").unwrap();
+        let fresh = || driver(&path).restore();
+        let aside = loaded(fresh().as_mut(), &memory);
+        for moment in 0..12 {
+            let after = std::time::Duration::from_millis(moment * 2);
+            let service = [path.to_str().unwrap()];
+            common::killed_in_swap("part_of_a_killed_swapper", &aside, &service, after);
+            step("swap back", fresh().swap_back(&aside));
+            assert_eq!(number(&application, "SELECT count(*) FROM orders"), 2, "{mode} {moment}");
+        }
+        common::killed_in_swap(
+            "part_of_a_killed_swapper",
+            &aside,
+            &[path.to_str().unwrap()],
+            std::time::Duration::from_millis(5),
+        );
+        step("swap", fresh().swap(&aside));
+        step("finish", fresh().finish(&aside));
+        assert_eq!(number(&application, "SELECT count(*) FROM orders"), 3000);
+        assert_eq!(leftovers(&path), Vec::<PathBuf>::new());
+    }
+}
+
 /// Puts the files of a restore as a killed process would have left them, then undoes it.
 #[test]
 fn a_swap_cut_off_anywhere_is_undone() {

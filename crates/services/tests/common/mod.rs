@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use stillpoint_services::{Aside, Driver, Prepared, Restore, ServiceError, Sink, Source};
 
@@ -85,6 +87,36 @@ pub(crate) fn loaded(restore: &mut dyn Restore, source: &dyn Source) -> Aside {
 
 pub(crate) fn step(name: &str, outcome: Result<(), ServiceError>) {
     outcome.unwrap_or_else(|e| panic!("{name}: {}", told(&e)));
+}
+
+/// Where a killed process is told what to do.
+const SWAPPER: &str = "STILLPOINT_TEST_SWAP";
+
+/// Starts this test program again as `part`, which swaps; kills it `after` it has begun.
+pub(crate) fn killed_in_swap(part: &str, aside: &Aside, service: &[&str], after: Duration) {
+    let order = serde_json::to_string(&(aside, service)).unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", part, "--nocapture"])
+        .env(SWAPPER, order)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    while lines.next().expect("the swap begins").unwrap() != "swapping" {}
+    // The moment of the kill is what differs from try to try.
+    std::thread::sleep(after);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// The other process's side: swaps if it was told to.
+pub(crate) fn swap_if_told(driver: impl FnOnce(&[String]) -> Box<dyn Driver>) {
+    let Ok(order) = std::env::var(SWAPPER) else { return };
+    let (aside, service): (Aside, Vec<String>) = serde_json::from_str(&order).unwrap();
+    let mut restore = driver(&service).restore();
+    println!("swapping");
+    let _ = restore.swap(&aside);
 }
 
 /// An error with its causes and its hint, as a person would see it.

@@ -26,6 +26,17 @@ fn mark(token: &str) -> String {
 /// Where statements about databases are sent from: not from the databases themselves.
 const MAINTENANCE: [&str; 2] = ["postgres", "template1"];
 
+/// How long another process's step at the same restore is waited for.
+const ALONE: &str = "30s";
+
+/// A number for the advisory lock of one restore.
+fn lock_key(token: &str) -> i64 {
+    let hash = token.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.cast_signed()
+}
+
 /// The restore of a server's databases.
 pub(super) struct PostgresRestore {
     login: Login,
@@ -79,8 +90,19 @@ impl PostgresRestore {
         }))
     }
 
+    /// The same, alone: a process that was killed may have left a statement that the server is
+    /// still at, and what that does must be seen before anything is decided.
     fn maintenance_for(&self, plan: &Plan) -> Result<Session, ServiceError> {
-        self.maintenance(plan.databases.iter().map(|target| target.live.as_str()))
+        let mut session =
+            self.maintenance(plan.databases.iter().map(|target| target.live.as_str()))?;
+        let lock = format!(
+            "SET lock_timeout = '{ALONE}'; SELECT pg_advisory_lock({}); SET lock_timeout = 0",
+            lock_key(&plan.token)
+        );
+        session.client.batch_execute(&lock).map_err(|e| {
+            ServiceError::new("wait for another process that is at the same restore").because(e)
+        })?;
+        Ok(session)
     }
 }
 
