@@ -47,6 +47,13 @@ impl GatewayParticipant {
         Ok(())
     }
 
+    /// Opens a gateway that refuses requests since a restore's hold ended by itself.
+    pub(crate) fn reopen(&mut self, hold: &str) -> Result<(), CaptureError> {
+        Control::connect(&self.socket)
+            .and_then(|mut control| control.reopen(hold))
+            .map_err(|e| self.fail("open", e))
+    }
+
     /// From now on a lost or silent coordinator makes the gateway refuse rather than release.
     pub fn refuse_on_silence(&mut self) -> Result<(), CaptureError> {
         match &self.held {

@@ -45,6 +45,11 @@ impl Filter {
         Ok(Self { names: build(names)?, paths: build(paths)? })
     }
 
+    /// True if no pattern is configured.
+    pub(super) fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.paths.is_empty()
+    }
+
     /// True if `path`, relative to the mount's top, is left out.
     pub fn excludes(&self, path: &Path) -> bool {
         let Some(name) = path.file_name() else { return false };

@@ -8,10 +8,12 @@
 use super::exchange::Plan;
 use super::filter::{Filter, STAGING_PREFIX};
 use super::resolved;
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, CWD, RenameFlags, access, renameat_with};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stillpoint_model::progress::{Monitor, Silent};
@@ -81,7 +83,22 @@ impl MountRestore {
         }
     }
 
-    fn remove_staging(staging: &Staging) -> Result<(), ServiceError> {
+    /// Removes what is aside, which holds the only copy of one state of the data: so only where
+    /// the exchange is known to be where it should be.
+    fn remove_staging(
+        staging: &Staging,
+        as_it_should_be: impl Fn(&Plan) -> bool,
+    ) -> Result<(), ServiceError> {
+        if let Some(plan) = Self::read_plan(staging)?
+            && !as_it_should_be(&plan)
+        {
+            return Err(ServiceError::new(format!(
+                "{} is kept: what is in {} is not what the restore left there",
+                staging.directory.display(),
+                staging.root.display()
+            ))
+            .hint("look at both, and remove the former by hand once nothing in it is needed"));
+        }
         match std::fs::remove_dir_all(&staging.directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(at("remove", &staging.directory, error))
@@ -112,6 +129,10 @@ impl Restore for MountRestore {
             at("restore into", into, io::Error::from(error))
                 .hint("the user that Stillpoint runs as needs to write there")
         })?;
+        if let Some(below) = mounted_below(&self.root)? {
+            return Err(at("restore into", &self.root, format!("{} is a file system of its own", below.display()))
+                .hint("unmount it, or make it a mount of its own in stillpoint.yaml: a restore would carry it away"));
+        }
         let directory = self.root.join(format!("{STAGING_PREFIX}{token}"));
         let staging = Staging { root: self.root.clone(), directory, created };
         let value = serde_json::to_value(staging)
@@ -122,7 +143,7 @@ impl Restore for MountRestore {
     fn load(&mut self, aside: &Aside, _: &dyn Source) -> Result<(), ServiceError> {
         let staging = self.staging(aside)?;
         // A first attempt may have been cut off.
-        Self::remove_staging(&staging)?;
+        Self::remove_staging(&staging, |plan| plan.is_undone(&staging.root))?;
         if staging.created {
             std::fs::create_dir_all(&staging.root).map_err(|e| at("create", &staging.root, e))?;
         }
@@ -133,11 +154,18 @@ impl Restore for MountRestore {
                 std::fs::set_permissions(&staging.directory, private)
             })
             .map_err(|e| at("create", &staging.directory, e))?;
+        try_exchange(&staging.directory)?;
         let (reader, tree) = self.from()?;
         let options = RestoreOptions::default();
-        reader
+        let report = reader
             .restore(tree, &staging.loaded(), &options, &Silent)
             .map_err(|e| at("restore into", &staging.loaded(), e))?;
+        for (path, warning) in report.warnings.iter().take(10) {
+            tracing::warn!("restoring {}: {}: {warning}", staging.root.display(), path.display());
+        }
+        if report.warnings.len() > 10 {
+            tracing::warn!("... and {} more such warnings", report.warnings.len() - 10);
+        }
         Ok(())
     }
 
@@ -163,8 +191,7 @@ impl Restore for MountRestore {
         let plan = if let Some(plan) = Self::read_plan(&staging)? {
             plan
         } else {
-            let filter = &self.filter;
-            let plan = Plan::make(&staging.root, &staging.loaded(), |name| filter.excludes(name))
+            let plan = Plan::make(&staging.root, &staging.loaded(), &self.filter)
                 .map_err(|e| at("plan the exchange of", &staging.root, e))?;
             let text = serde_json::to_vec(&plan)
                 .map_err(|e| ServiceError::new("write the plan").because(e))?;
@@ -188,12 +215,13 @@ impl Restore for MountRestore {
     }
 
     fn finish(&mut self, aside: &Aside) -> Result<(), ServiceError> {
-        Self::remove_staging(&self.staging(aside)?)
+        let staging = self.staging(aside)?;
+        Self::remove_staging(&staging, |plan| plan.is_applied(&staging.root))
     }
 
     fn discard(&mut self, aside: &Aside) -> Result<(), ServiceError> {
         let staging = self.staging(aside)?;
-        Self::remove_staging(&staging)?;
+        Self::remove_staging(&staging, |plan| plan.is_undone(&staging.root))?;
         if staging.created {
             // Only if it is still as empty as we made it.
             match std::fs::remove_dir(&staging.root) {
@@ -208,6 +236,49 @@ impl Restore for MountRestore {
         }
         Ok(())
     }
+}
+
+/// Fails where the file system cannot exchange two directories, before anything waits for it.
+fn try_exchange(directory: &Path) -> Result<(), ServiceError> {
+    let (a, b) = (directory.join("a"), directory.join("b"));
+    let tried = std::fs::create_dir(&a).and_then(|()| std::fs::create_dir(&b)).and_then(|()| {
+        renameat_with(CWD, &a, CWD, &b, RenameFlags::EXCHANGE)?;
+        std::fs::remove_dir(&a)?;
+        std::fs::remove_dir(&b)
+    });
+    tried.map_err(|e| at("exchange directories in", directory, e))
+}
+
+/// A file system that is mounted somewhere below `root`: removing the old state would remove what
+/// is in it.
+fn mounted_below(root: &Path) -> Result<Option<PathBuf>, ServiceError> {
+    let table = Path::new("/proc/self/mountinfo");
+    let text = std::fs::read(table).map_err(|e| at("read", table, e))?;
+    Ok(text
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(unescaped)
+        .find(|mounted| mounted != root && mounted.starts_with(root)))
+}
+
+/// A path as the kernel writes it in its tables: some bytes as `\ooo`.
+fn unescaped(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = (*first == b'\\' && after.len() >= 3)
+            .then(|| std::str::from_utf8(&after[..3]).ok())
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        if let Some(byte) = octal {
+            bytes.push(byte);
+            rest = &after[3..];
+        } else {
+            bytes.push(*first);
+            rest = after;
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
 }
 
 fn sync(directory: &Path) -> Result<(), ServiceError> {

@@ -44,13 +44,16 @@ pub struct Journal {
     pub token: String,
     /// How far it has come.
     pub phase: Phase,
+    /// Arguments with which this program recovers it.
+    pub recovery: Vec<String>,
     /// Its parts, in the order in which they are swapped.
     pub parts: Vec<JournalPart>,
 }
 
 impl Journal {
-    pub(super) fn new(backup: BackupId, token: String) -> Self {
-        Self { version: VERSION, backup, token, phase: Phase::Loading, parts: Vec::new() }
+    pub(super) fn new(backup: BackupId, token: String, recovery: Vec<String>) -> Self {
+        let (phase, parts) = (Phase::Loading, Vec::new());
+        Self { version: VERSION, backup, token, phase, recovery, parts }
     }
 
     /// Reads a journal; none where no restore is under way.
@@ -74,9 +77,12 @@ impl Journal {
         durable::write(file, &text).map_err(|e| fail().because(e))
     }
 
+    /// The next phase, here and on disk; on an error, here it is still the last one. On disk it
+    /// may be either then: whoever goes on must write what it goes on from.
     pub(super) fn advance(&mut self, phase: Phase, file: &Path) -> Result<(), CaptureError> {
+        Self { phase, ..self.clone() }.write(file)?;
         self.phase = phase;
-        self.write(file)
+        Ok(())
     }
 
     pub(super) fn remove(file: &Path) -> Result<(), CaptureError> {

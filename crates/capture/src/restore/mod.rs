@@ -15,7 +15,7 @@ pub use journal::{Journal, JournalPart, Phase};
 
 use crate::gateways::GatewayParticipant;
 use crate::participant::{HoldOrder, Participant};
-use crate::watchdog::{Guard, Undo};
+use crate::watchdog::{Guard, Undo, WatchdogError};
 use crate::{CaptureError, Limits};
 use jiff::Timestamp;
 use std::path::PathBuf;
@@ -79,7 +79,8 @@ pub fn restore(
         gateway.reach()?;
     }
     monitor.begin("plan", None);
-    let mut journal = Journal::new(order.backup.clone(), order.token.clone());
+    let mut journal =
+        Journal::new(order.backup.clone(), order.token.clone(), order.recovery.clone());
     for part in &mut parts {
         let aside = part
             .steps
@@ -89,16 +90,20 @@ pub fn restore(
         journal.parts.push(JournalPart { name, role, aside });
     }
     let undo = Undo::Run { arguments: order.recovery.clone() };
-    watchdog.register(vec![undo], None).map_err(|e| {
-        CaptureError::new("tell the watchdog of the restore")
-            .because(e)
-            .hint("`stillpoint watchdog` starts one")
-    })?;
+    watchdog.register(vec![undo.clone()], None).map_err(watchdog_lost)?;
     journal.write(&order.journal)?;
-    let outcome = load(&mut parts, &journal, monitor)
-        .and_then(|()| swap(order, &mut parts, &mut gateways, &mut journal, monitor));
+    let outcome = load(&mut parts, &journal, monitor).and_then(|()| {
+        // It was told of this before the load, which may have taken hours.
+        watchdog.register(vec![undo], None).map_err(watchdog_lost)?;
+        for gateway in &mut gateways {
+            gateway.reach()?;
+        }
+        swap(order, &mut parts, &mut gateways, &mut journal, monitor)
+    });
     match journal.phase {
         Phase::Swapped => {
+            // Only once requests flow again, or recovery would not know that they do not.
+            let hold_ms = outcome?;
             monitor.begin("finish", None);
             for (part, entry) in parts.iter_mut().zip(&journal.parts) {
                 part.steps.finish(&entry.aside).map_err(|e| {
@@ -107,6 +112,7 @@ pub fn restore(
                 })?;
             }
             Journal::remove(&order.journal)?;
+            Ok(Restored { hold_ms, parts: parts.into_iter().map(|part| part.name).collect() })
         }
         Phase::Loading => {
             for (part, entry) in parts.iter_mut().zip(&journal.parts) {
@@ -116,12 +122,19 @@ pub fn restore(
                 })?;
             }
             Journal::remove(&order.journal)?;
+            outcome.and_then(|_| Err(CaptureError::new("the restore was not swapped in")))
         }
         // Not everything could be put back: the journal stays, for the watchdog and `recover`.
-        Phase::Swapping => {}
+        Phase::Swapping => {
+            outcome.and_then(|_| Err(CaptureError::new("the restore is half swapped in")))
+        }
     }
-    let hold_ms = outcome?;
-    Ok(Restored { hold_ms, parts: parts.into_iter().map(|part| part.name).collect() })
+}
+
+fn watchdog_lost(source: WatchdogError) -> CaptureError {
+    CaptureError::new("tell the watchdog of the restore")
+        .because(source)
+        .hint("`stillpoint watchdog` starts one")
 }
 
 fn of(name: &PartName, doing: &str, source: ServiceError) -> CaptureError {
@@ -156,7 +169,8 @@ fn swap(
         max_hold: order.limits.max_hold,
         silence: order.limits.silence,
     };
-    monitor.begin("hold", None);
+    // From here to the release nothing is said: a terminal that is stopped must stop nobody else.
+    monitor.begin("hold and swap", None);
     let begun = Timestamp::now();
     let swapped = (|| {
         for gateway in gateways.iter_mut() {
@@ -169,35 +183,51 @@ fn swap(
             gateway.refuse_on_silence()?;
         }
         journal.advance(Phase::Swapping, &order.journal)?;
-        monitor.begin("swap", None);
         for (part, entry) in parts.iter_mut().zip(&journal.parts) {
             part.steps.swap(&entry.aside).map_err(|e| of(&part.name, "swap in", e))?;
         }
         journal.advance(Phase::Swapped, &order.journal)
     })();
-    if let Err(error) = swapped {
-        // Back to where it was, and only then do requests flow again.
-        for (part, entry) in parts.iter_mut().zip(&journal.parts).rev() {
-            part.steps.swap_back(&entry.aside).map_err(|e| {
-                of(&part.name, "put back", e)
-                    .hint("requests are refused until `stillpoint recover` has put everything back")
-            })?;
-        }
-        journal.advance(Phase::Loading, &order.journal)?;
-        for gateway in gateways.iter_mut() {
-            // It may have ended the hold itself, which is what the error is about.
-            if let Err(release) = gateway.release() {
-                tracing::warn!("after an undone swap: {release}");
-            }
-        }
-        return Err(error);
+    let outcome = match swapped {
+        Ok(()) => Ok(()),
+        Err(error) => put_back(order, parts, journal).and(Err(error)),
+    };
+    if journal.phase == Phase::Swapping {
+        // Half and half: the gateways must go on refusing, until recovery opens them.
+        return Err(outcome.expect_err("only a failed swap stays in this phase"));
     }
+    let took = Timestamp::now().as_microsecond() - begun.as_microsecond();
     for gateway in gateways.iter_mut() {
-        gateway.release()?;
+        if let Err(late) = gateway.release() {
+            // The hold had ended before, and requests have been refused since.
+            tracing::warn!("the restore's hold: {late}");
+            gateway.reopen(&order.token)?;
+        }
     }
     monitor.begin("released", None);
-    let took = Timestamp::now().as_microsecond() - begun.as_microsecond();
-    Ok((!gateways.is_empty()).then(|| took as f64 / 1000.0))
+    outcome.map(|()| (!gateways.is_empty()).then(|| took as f64 / 1000.0))
+}
+
+/// Undoes the swaps, whole or half done. Afterwards the journal's phase says whether all is back.
+fn put_back(
+    order: &RestoreOrder,
+    parts: &mut [RestorePart<'_>],
+    journal: &mut Journal,
+) -> Result<(), CaptureError> {
+    if journal.phase == Phase::Loading {
+        // The swap may have been written down, though an error said otherwise.
+        journal.advance(Phase::Loading, &order.journal)?;
+        return Ok(());
+    }
+    // On disk it may say `swapped` by now, from which recovery would go forward.
+    journal.advance(Phase::Swapping, &order.journal)?;
+    for (part, entry) in parts.iter_mut().zip(&journal.parts).rev() {
+        part.steps.swap_back(&entry.aside).map_err(|e| {
+            of(&part.name, "put back", e)
+                .hint("requests are refused until `stillpoint recover` has put everything back")
+        })?;
+    }
+    journal.advance(Phase::Loading, &order.journal)
 }
 
 /// What a recovery did.
@@ -217,6 +247,8 @@ pub fn recover(
     gateways: &[PathBuf],
 ) -> Result<Option<(BackupId, Recovered)>, CaptureError> {
     let Some(mut journal) = Journal::read(journal_file)? else { return Ok(None) };
+    // Read back though it may be, it need not be durable yet: whoever wrote it may have died first.
+    journal.write(journal_file)?;
     let forward = journal.phase == Phase::Swapped;
     let mut parts = Vec::new();
     for entry in &journal.parts {
