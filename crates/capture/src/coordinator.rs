@@ -20,8 +20,7 @@ use stillpoint_model::manifest::{
 };
 use stillpoint_model::progress::Monitor;
 use stillpoint_repository::{
-    BlobId, LockFiles, Node, Repository, Snapshot, SnapshotId, Tree, WriteStats, Writer,
-    WriterOptions,
+    LockFiles, Node, Repository, Snapshot, SnapshotId, Tree, WriteStats, Writer, WriterOptions,
 };
 
 /// What is to be backed up, and how.
@@ -247,27 +246,20 @@ fn each(
     })
 }
 
-/// A part's data in the repository.
-struct Stored {
-    role: Role,
-    name: String,
-    tree: BlobId,
-}
-
 fn write_manifest(
     order: &BackupOrder,
     created: Timestamp,
     moment: Option<Moment>,
     accounts: Vec<Account>,
-) -> Result<(Manifest, Vec<Stored>), CaptureError> {
-    let (mut gateways, mut parts, mut trees) = (Vec::new(), Vec::new(), Vec::new());
+) -> Result<(Manifest, Vec<(Role, Node)>), CaptureError> {
+    let (mut gateways, mut parts, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
     let (mut gaps, mut doubts) = (Vec::new(), Vec::new());
     for account in accounts {
         gateways.extend(account.gateway);
         gaps.extend(account.gaps);
         doubts.extend(account.doubts);
-        if let Some((part, tree)) = account.part {
-            trees.push(Stored { role: part.role, name: part.name.to_string(), tree });
+        if let Some((part, node)) = account.part {
+            nodes.push((part.role, node));
             parts.push(part);
         }
     }
@@ -297,7 +289,7 @@ fn write_manifest(
         parts,
         code: order.code.clone(),
     };
-    Ok((manifest, trees))
+    Ok((manifest, nodes))
 }
 
 fn gather(
@@ -334,7 +326,7 @@ fn publish(
     order: &BackupOrder,
     writer: Writer,
     manifest: Manifest,
-    parts: &[Stored],
+    parts: &[(Role, Node)],
     monitor: &dyn Monitor,
 ) -> Result<Backup, CaptureError> {
     if order.fail_if_partial && manifest.completeness == Completeness::Partial {
@@ -359,11 +351,8 @@ fn publish(
     let stored = writer.save_data(&mut text.as_slice()).map_err(fail)?;
     let mut nodes = vec![Node::file("manifest.json", stored, when)];
     for (role, directory) in [(Role::Mount, "mounts"), (Role::Service, "services")] {
-        let below: Vec<Node> = parts
-            .iter()
-            .filter(|part| part.role == role)
-            .map(|part| Node::directory(&part.name, part.tree, when))
-            .collect();
+        let below: Vec<Node> =
+            parts.iter().filter(|(of, _)| *of == role).map(|(_, node)| node.clone()).collect();
         if !below.is_empty() {
             let tree = writer.save_tree(&Tree { nodes: below }).map_err(fail)?;
             nodes.push(Node::directory(directory, tree, when));

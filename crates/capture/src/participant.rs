@@ -7,7 +7,7 @@ use std::time::Duration;
 use stillpoint_model::ids::PartName;
 use stillpoint_model::manifest::{Gap, GatewayEvidence, Part};
 use stillpoint_model::progress::Monitor;
-use stillpoint_repository::{BlobId, Writer};
+use stillpoint_repository::{Node, Writer};
 
 /// Which step a participant acts in. Lower ranks stop first and are let go last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,8 +36,8 @@ pub struct HoldOrder {
 pub struct Account {
     /// A gateway's record of the hold.
     pub gateway: Option<GatewayEvidence>,
-    /// The captured part and the tree that holds its data.
-    pub part: Option<(Part, BlobId)>,
+    /// The captured part, and the directory that holds its data.
+    pub part: Option<(Part, Node)>,
     /// What is missing.
     pub gaps: Vec<Gap>,
     /// What speaks against `consistent`, in words.

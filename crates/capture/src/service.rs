@@ -7,7 +7,7 @@ use crate::watchdog::{Undo, When};
 use stillpoint_model::ids::PartName;
 use stillpoint_model::manifest::{Gap, Marker, Part, Role};
 use stillpoint_model::progress::Monitor;
-use stillpoint_repository::Writer;
+use stillpoint_repository::{Node, Writer};
 use stillpoint_services::{Driver, Prepared, ServiceError};
 
 /// One service.
@@ -98,7 +98,8 @@ impl Participant for ServiceParticipant {
         let gaps = prepared.gaps().into_iter().chain(captured.gaps);
         self.account.gaps =
             gaps.map(|(what, why)| Gap { part: self.name.clone(), what, why }).collect();
-        self.account.part = Some((part, tree));
+        let node = Node::directory(self.name.as_str(), tree, part.marker.at);
+        self.account.part = Some((part, node));
         Ok(())
     }
 

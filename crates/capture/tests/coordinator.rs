@@ -15,7 +15,7 @@ use stillpoint_model::manifest::{
     Completeness, Consistency, Gap, GatewayEvidence, Manifest, Marker, Part, Role,
 };
 use stillpoint_model::progress::{Monitor, Silent};
-use stillpoint_repository::{LocalStore, Repository, Tree, Writer};
+use stillpoint_repository::{LocalStore, Node, Repository, Tree, Writer};
 
 type Log = Arc<Mutex<Vec<String>>>;
 
@@ -119,7 +119,8 @@ impl Participant for Scripted {
                 bytes: 0,
                 items: 0,
             };
-            self.account.part = Some((part, tree));
+            let node = Node::directory(self.name.as_str(), tree, Timestamp::now());
+            self.account.part = Some((part, node));
         }
         if self.gap {
             let (what, why) = ("a table".to_owned(), "it may not be read".to_owned());

@@ -64,7 +64,7 @@ impl Scene {
         participant.mark().unwrap();
         participant.capture(&writer, monitor).unwrap();
         let account = participant.account();
-        let tree = account.part.as_ref().unwrap().1;
+        let tree = account.part.as_ref().unwrap().1.subtree.unwrap();
         let now = jiff::Timestamp::now();
         writer.publish(Snapshot::new(tree, vec!["/m".to_owned()], vec![], now)).unwrap();
         Taken { tree, account }
@@ -335,6 +335,44 @@ fn a_mount_that_is_reached_by_a_symbolic_link_is_captured() {
 }
 
 #[test]
+fn who_changes_a_mount_in_the_mark_is_noticed() {
+    let scene = Scene::new();
+    let mount = scene.mount();
+    for number in 0..3000 {
+        write(&mount.join(format!("f{number}")), "content");
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stopping, path) = (Arc::clone(&stop), mount.join("f1500"));
+    let writer = std::thread::spawn(move || {
+        while !stopping.load(Ordering::Relaxed) {
+            open(&path).write_all(b"changed").unwrap();
+        }
+    });
+    let taken = scene.take(scene.participant(&[]), || {});
+    stop.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
+    let doubts = &taken.account.doubts;
+    assert!(doubts.iter().any(|doubt| doubt.contains("f1500")), "{doubts:?}");
+}
+
+#[test]
+fn a_counter_stands_still_with_the_mount_and_moves_with_it() {
+    let scene = Scene::new();
+    write(&scene.mount().join("file"), "text");
+    let writer = scene.repository.writer(WriterOptions::default()).unwrap();
+    let mut participant = scene.participant(&["*.tmp"]);
+    participant.prepare(&writer, &Silent).unwrap();
+    let first = participant.counter().unwrap().expect("a small mount is watched");
+    write(&scene.mount().join("file.tmp"), "excluded");
+    fs::remove_file(scene.mount().join("file.tmp")).unwrap();
+    assert_eq!(participant.counter().unwrap().as_ref(), Some(&first));
+    write(&scene.mount().join("other"), "text");
+    assert_ne!(participant.counter().unwrap(), Some(first));
+    drop(participant);
+    writer.abandon().unwrap();
+}
+
+#[test]
 fn a_fifo_does_not_stop_the_backup() {
     let scene = Scene::new();
     let path = scene.mount().join("fifo");
@@ -351,7 +389,7 @@ fn what_the_last_backup_trusted_is_not_read_again_unless_it_changed() {
         write(&mount.join(format!("f{number}")), format!("content {number}"));
     }
     let first = scene.take(scene.participant(&[]), || {});
-    let (part, tree) = first.account.part.as_ref().unwrap();
+    let part = &first.account.part.as_ref().unwrap().0;
     let Some(settled_before) = part.marker.values.get(SETTLED_BEFORE) else {
         return; // A file system that does not tell of every change: nothing may be trusted.
     };
@@ -366,7 +404,7 @@ fn what_the_last_backup_trusted_is_not_read_again_unless_it_changed() {
         .count();
     let reader = scene.reader();
     let mut participant = scene.participant(&[]);
-    participant.recall(&Earlier { reader: &reader, tree: *tree, settled_before }).unwrap();
+    participant.recall(&Earlier { reader: &reader, tree: first.tree, settled_before }).unwrap();
     let notes = Notes::default();
     let second = scene.take_with(participant, &notes, || {});
     scene.assert_same(&second);
@@ -377,7 +415,7 @@ fn what_the_last_backup_trusted_is_not_read_again_unless_it_changed() {
     );
 
     let mut participant = scene.participant(&[]);
-    participant.recall(&Earlier { reader: &reader, tree: *tree, settled_before }).unwrap();
+    participant.recall(&Earlier { reader: &reader, tree: first.tree, settled_before }).unwrap();
     write(&mount.join("f3"), "changed 3");
     let third = scene.take(participant, || {});
     scene.assert_same(&third);

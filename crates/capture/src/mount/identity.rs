@@ -4,10 +4,11 @@ use jiff::Timestamp;
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat, syncfs};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use stillpoint_repository::Node;
 
 /// A file's state as far as the kernel tells without reading it. Equal identities of a settled
 /// file mean equal contents, whatever path it is found at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     pub(super) device: u64,
     pub(super) inode: u64,
@@ -34,27 +35,45 @@ pub(super) fn file_type(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
 }
 
-/// A pass's start, as the file system below `root` counts time: everything with a ctime of this
-/// or later may have been changed after the pass looked at it.
+/// A pass's start, as the file system below `root` counts time.
 pub(super) fn pass_start(root: impl AsFd) -> io::Result<Nanoseconds> {
     let now = file_system_now(root.as_fd());
     syncfs(root)?;
     Ok(now)
 }
 
-/// How far the clocks that stamp files may lag behind the one that is asked: a kernel tick is 10
-/// ms at the most, and a network file system's clock is asked itself.
-const MARGIN: Nanoseconds = 20_000_000;
-/// Where the file system's own clock cannot be asked (a read-only one), this machine's is taken.
-const FOREIGN_MARGIN: Nanoseconds = 2_000_000_000;
+/// A file this small is written by one short call.
+const SMALL: u64 = 16 << 10;
+/// How long after its ctime a small file may still change: the clock that stamps files lags by a
+/// tick, and a writer may lose the processor between the stamp and its last byte.
+const SMALL_MARGIN: Nanoseconds = 250_000_000;
+/// The same for a larger file: its ctime is stamped when a write begins, and a write of many pages
+/// is made to wait by the kernel for as long as the disk is behind.
+pub(super) const MARGIN: Nanoseconds = 2_000_000_000;
 
-fn file_system_now(root: impl AsFd) -> Nanoseconds {
+impl Identity {
+    /// True if this is the file, and the state of it, that `node` describes.
+    pub(super) fn is_of(&self, node: &Node) -> bool {
+        (self.device, self.inode, self.ctime)
+            == (node.device_id, node.inode, node.changed.as_nanosecond())
+    }
+
+    /// True if nothing that was begun when the ctime was stamped can still be under way at `time`.
+    pub(super) fn settled_at(&self, time: Nanoseconds) -> bool {
+        let margin = if self.size <= SMALL { SMALL_MARGIN } else { MARGIN };
+        self.ctime + margin < time
+    }
+}
+
+/// The time by the file system's own clock, or this machine's less a margin where that cannot be
+/// asked (a read-only one).
+pub(super) fn file_system_now(root: impl AsFd) -> Nanoseconds {
     // An unnamed file leaves no trace: a named one would change the directory that it is in.
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     let touched: rustix::io::Result<OwnedFd> = openat(root, ".", flags, Mode::RUSR | Mode::WUSR);
     match touched.and_then(fstat) {
-        Ok(stat) => Identity::of(&stat).ctime - MARGIN,
-        Err(_) => Timestamp::now().as_nanosecond() - FOREIGN_MARGIN,
+        Ok(stat) => Identity::of(&stat).ctime,
+        Err(_) => Timestamp::now().as_nanosecond() - MARGIN,
     }
 }
 

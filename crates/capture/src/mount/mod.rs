@@ -7,8 +7,8 @@
 //!
 //! A content is trusted ("settled") only if the file's ctime is older, by a margin, than the start
 //! of the pass that read it, where a pass starts with `syncfs`. The margin covers the coarse clock
-//! of file systems; `syncfs` covers stores to mapped pages, which change ctime only when the page
-//! was clean. On file systems where that does not hold (tmpfs, NFS, FUSE) nothing is ever settled
+//! of file systems and writes that take long; `syncfs` covers stores to mapped pages, which change
+//! ctime only when the page was clean. On file systems where that does not hold (tmpfs, NFS, FUSE) nothing is ever settled
 //! and everything is read inside the hold, or doubted where it is too much.
 
 mod exchange;
@@ -26,9 +26,10 @@ pub use restore::MountRestore;
 use crate::CaptureError;
 use crate::participant::{Account, Participant, Rank};
 use jiff::Timestamp;
-use pass::{Cache, Marked};
+use pass::{Cache, Marked, PassStats};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use stillpoint_model::ids::PartName;
 use stillpoint_model::manifest::{Gap, Marker, Part, Role};
 use stillpoint_model::progress::Monitor;
@@ -38,6 +39,10 @@ use stillpoint_repository::Writer;
 const DELTA_BUDGET: u64 = 8 << 20;
 /// ... and no more files than this.
 const DELTA_FILES: u64 = 500;
+/// More than this is not read inside a hold: everybody would wait for it.
+const MOST_IN_HOLD: u64 = 256 << 20;
+/// A mount that can be looked through this quickly is watched during the hold.
+const QUICK_LOOK: Duration = Duration::from_millis(10);
 /// Prepare repeats no more often than this, whatever goes on.
 const MOST_PASSES: u32 = 5;
 
@@ -51,6 +56,7 @@ pub struct MountParticipant {
     filter: Filter,
     cache: Cache,
     passes: u32,
+    watched: bool,
     marked: Option<(Marked, Marker)>,
     account: Account,
 }
@@ -64,6 +70,7 @@ impl MountParticipant {
             filter,
             cache: Cache::default(),
             passes: 0,
+            watched: false,
             marked: None,
             account: Account::default(),
         }
@@ -113,6 +120,7 @@ impl Participant for MountParticipant {
             }
         }
         self.cache.keep_stored(writer);
+        let mut last = PassStats::default();
         for number in 1..=MOST_PASSES {
             self.passes = number;
             let pass = pass::upload(&self.root, &self.filter, &mut self.cache, writer, monitor)
@@ -121,11 +129,34 @@ impl Participant for MountParticipant {
                 "mount {}: pass {number} read {} files, {} bytes",
                 self.name, pass.files_read, pass.bytes_read
             ));
-            if pass.bytes_read <= DELTA_BUDGET && pass.files_read <= DELTA_FILES {
+            let little = pass.bytes_read <= DELTA_BUDGET && pass.files_read <= DELTA_FILES;
+            last = pass;
+            if little {
                 break;
             }
         }
+        if last.bytes_read > MOST_IN_HOLD {
+            let (path, size) = last.largest.unwrap_or_default();
+            let found = format!(
+                "it changes too fast: after {MOST_PASSES} passes there are still {} bytes to be \
+                 read again, {size} of them in {}",
+                last.bytes_read,
+                path.display()
+            );
+            return Err(self.fail("prepare", found).hint("`exclude` what need not be backed up"));
+        }
+        let begun = Instant::now();
+        pass::survey(&self.root, &self.filter).map_err(|e| self.fail("prepare", e))?;
+        self.watched = begun.elapsed() <= QUICK_LOOK;
         Ok(())
+    }
+
+    fn counter(&mut self) -> Result<Option<String>, CaptureError> {
+        if !self.watched {
+            return Ok(None);
+        }
+        let seen = pass::survey(&self.root, &self.filter).map_err(|e| self.fail("watch", e))?;
+        Ok(Some(format!("{seen:016x}")))
     }
 
     fn mark(&mut self) -> Result<(), CaptureError> {
@@ -136,6 +167,7 @@ impl Participant for MountParticipant {
             ("delta_files".to_owned(), marked.delta_files.to_string()),
             ("delta_bytes".to_owned(), marked.delta_bytes.to_string()),
             ("passes".to_owned(), self.passes.to_string()),
+            ("watched".to_owned(), self.watched.to_string()),
         ]);
         if let Some(nanoseconds) = self.cache.settled_before() {
             values.insert(SETTLED_BEFORE.to_owned(), nanoseconds.to_string());
@@ -168,7 +200,10 @@ impl Participant for MountParticipant {
             bytes: stored.bytes,
             items: stored.files,
         };
-        self.account.part = Some((part, stored.tree));
+        let mut node = stored.top;
+        node.name = self.name.as_str().into();
+        node.subtree = Some(stored.tree);
+        self.account.part = Some((part, node));
         Ok(())
     }
 

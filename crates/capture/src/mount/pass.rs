@@ -1,16 +1,17 @@
 //! One look at a whole mount: [`upload`] before the hold, [`mark`] inside it.
 
 use super::filter::Filter;
-use super::identity::{Identity, Nanoseconds, file_system, pass_start};
+use super::identity::{Identity, MARGIN, Nanoseconds, file_system, file_system_now, pass_start};
 use super::spool::{Range, Spool};
 use super::walk::{Entry, Visitor, open_directory, walk};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use stillpoint_model::progress::Monitor;
 use stillpoint_repository::{BlobId, Content, Node, RepositoryError, Tree, Writer};
 
@@ -24,9 +25,10 @@ const READ_ATTEMPTS: u32 = 3;
 #[derive(Default)]
 pub(super) struct Cache {
     known: HashMap<(u64, u64), Known>,
-    /// Everything that was changed before this (by the file system's clock) and read after it, is
-    /// settled. Written to the manifest for the next backup.
-    settled_before: Nanoseconds,
+    /// The mount's own device. On another, mounted below it, nothing is ever settled.
+    device: u64,
+    /// When the last pass began, by the file system's clock.
+    last_pass: Nanoseconds,
     /// The file system does not tell of every change.
     untrusted: bool,
     bytes: u64,
@@ -43,12 +45,13 @@ impl Cache {
     /// An entry that need not be looked at again.
     fn settled(&self, identity: &Identity) -> Option<&Known> {
         let known = self.known.get(&(identity.device, identity.inode))?;
-        (known.settled && known.identity == *identity).then_some(known)
+        let same = known.identity == *identity && identity.device == self.device;
+        (known.settled && same).then_some(known)
     }
 
     /// For the manifest: what the next backup may trust. `None` where nothing may be trusted.
     pub(super) fn settled_before(&self) -> Option<Nanoseconds> {
-        (!self.untrusted).then_some(self.settled_before)
+        (!self.untrusted).then_some(self.last_pass - MARGIN)
     }
 
     fn reads_whole(&self) -> bool {
@@ -74,6 +77,8 @@ impl Cache {
 pub(super) struct PassStats {
     pub(super) files_read: u64,
     pub(super) bytes_read: u64,
+    /// The largest file that was read.
+    pub(super) largest: Option<(PathBuf, u64)>,
 }
 
 /// Reads and stores everything that is not settled. Files that vanish, change or cannot be read
@@ -91,7 +96,12 @@ pub(super) fn upload(
     let device = fstat(&directory)?.st_dev;
     cache.untrusted = !trusted;
     cache.bytes = 0;
-    cache.settled_before = start;
+    cache.device = device;
+    cache.last_pass = start;
+    if !trusted {
+        // Whatever an earlier backup knew of it was known by other means.
+        cache.known.values_mut().for_each(|known| known.settled = false);
+    }
     let mut uploader =
         Uploader { root, cache, writer, monitor, device, start, stats: PassStats::default() };
     walk(directory.as_fd(), Path::new(""), filter, &mut uploader)?;
@@ -136,7 +146,7 @@ impl Visitor for Uploader<'_> {
             None
         };
         let identity = entry.identity;
-        let settled = identity.device == self.device && identity.ctime < self.start;
+        let settled = identity.device == self.device && identity.settled_at(self.start);
         let known = Known { identity, settled, node, content };
         self.cache.known.insert((identity.device, identity.inode), known);
         Ok(())
@@ -157,6 +167,9 @@ impl Uploader<'_> {
         };
         self.stats.files_read += 1;
         self.stats.bytes_read += content.size;
+        if self.stats.largest.as_ref().is_none_or(|(_, size)| *size < content.size) {
+            self.stats.largest = Some((entry.path.clone(), content.size));
+        }
         self.monitor.advance(content.size);
         let after = Identity::of(&fstat(&file)?);
         Ok((after == entry.identity && content.size == after.size).then_some(content))
@@ -173,12 +186,38 @@ fn open_file(parent: BorrowedFd<'_>, entry: &Entry) -> rustix::io::Result<File> 
     }
 }
 
+/// A fingerprint of everything that the kernel tells of the mount: equal ones, nothing was changed
+/// in between.
+pub(super) fn survey(root: &Path, filter: &Filter) -> io::Result<u64> {
+    let directory = open_directory(CWD, root)?;
+    let mut surveyor = Surveyor(DefaultHasher::new());
+    walk(directory.as_fd(), Path::new(""), filter, &mut surveyor)?;
+    Ok(surveyor.0.finish())
+}
+
+struct Surveyor(DefaultHasher);
+
+impl Visitor for Surveyor {
+    fn entry(&mut self, entry: &Entry, _: BorrowedFd<'_>) -> io::Result<()> {
+        entry.path.hash(&mut self.0);
+        entry.identity.hash(&mut self.0);
+        Ok(())
+    }
+
+    fn leave(&mut self) {}
+    fn gap(&mut self, _: &Path, _: String) {}
+    fn vanished(&mut self, path: &Path) {
+        path.hash(&mut self.0);
+    }
+}
+
 /// A mount at its instant: the whole tree, with what was read inside the hold in a spool.
 pub(super) struct Marked {
     pub(super) file_system: String,
     pub(super) entries: u64,
     pub(super) delta_files: u64,
     pub(super) delta_bytes: u64,
+    root: Node,
     top: Vec<MarkedEntry>,
     spool: Spool,
     gaps: Vec<(String, String)>,
@@ -202,15 +241,19 @@ enum What {
 pub(super) fn mark(root: &Path, filter: &Filter, cache: &Cache) -> io::Result<Marked> {
     let directory = open_directory(CWD, root)?;
     let (file_system, _) = file_system(&directory)?;
+    // Requests are held and the services stand still: what is stamped later was held by nobody.
+    let begun = file_system_now(&directory);
     let mut marker = Marker {
         root,
         cache,
+        begun,
         open: vec![Level::default()],
         marked: Marked {
             file_system,
             entries: 0,
             delta_files: 0,
             delta_bytes: 0,
+            root: Node::inspect(root)?,
             top: Vec::new(),
             spool: Spool::default(),
             gaps: Vec::new(),
@@ -218,6 +261,7 @@ pub(super) fn mark(root: &Path, filter: &Filter, cache: &Cache) -> io::Result<Ma
         },
     };
     walk(directory.as_fd(), Path::new(""), filter, &mut marker)?;
+    marker.doubt_if_late(&Identity::of(&fstat(&directory)?), Path::new(""));
     let mut marked = marker.marked;
     marked.top = marker.open.pop().unwrap_or_default().entries;
     if cache.untrusted && !cache.reads_whole() {
@@ -233,6 +277,8 @@ pub(super) fn mark(root: &Path, filter: &Filter, cache: &Cache) -> io::Result<Ma
 struct Marker<'a> {
     root: &'a Path,
     cache: &'a Cache,
+    /// When the mark began, by the file system's clock.
+    begun: Nanoseconds,
     /// The directories that the walk is in, outermost first.
     open: Vec<Level>,
     marked: Marked,
@@ -249,6 +295,7 @@ struct Level {
 impl Visitor for Marker<'_> {
     fn entry(&mut self, entry: &Entry, parent: BorrowedFd<'_>) -> io::Result<()> {
         let Identity { device, inode, .. } = entry.identity;
+        self.doubt_if_late(&entry.identity, &entry.path);
         let what = if self.cache.settled(&entry.identity).is_some() {
             What::Known { device, inode }
         } else {
@@ -295,6 +342,12 @@ impl Marker<'_> {
         }
     }
 
+    fn doubt_if_late(&mut self, identity: &Identity, path: &Path) {
+        if identity.ctime > self.begun {
+            self.doubt(path, "was changed while requests were held");
+        }
+    }
+
     fn doubt(&mut self, path: &Path, what: &str) {
         self.marked.doubts.push(format!("{} {what}", display(path)));
     }
@@ -327,7 +380,9 @@ impl Marker<'_> {
                 }
             };
             let before = Identity::of(&fstat(&file)?);
-            let range = match self.marked.spool.take(&mut Tagged(&mut file)) {
+            // No more than it has, and one byte to see that: it may grow faster than it is read.
+            let mut content = io::Read::take(Tagged(&mut file), before.size + 1);
+            let range = match self.marked.spool.take(&mut content) {
                 Ok(range) => range,
                 Err(error) if is_of_the_file(&error) => {
                     self.gap(&entry.path, error.to_string());
@@ -336,7 +391,9 @@ impl Marker<'_> {
                 // The spool itself failed: no mark without it.
                 Err(error) => return Err(error),
             };
-            let unchanged = Identity::of(&fstat(&file)?) == before && range.length == before.size;
+            let unchanged = Identity::of(&fstat(&file)?) == before
+                && range.length == before.size
+                && before.is_of(&node);
             if unchanged || attempt == READ_ATTEMPTS {
                 if !unchanged {
                     self.doubt(&entry.path, "was written to while it was read");
@@ -376,6 +433,8 @@ fn display(path: &Path) -> String {
 
 /// A mount in the repository.
 pub(super) struct Stored {
+    /// The mount's own directory.
+    pub(super) top: Node,
     pub(super) tree: BlobId,
     pub(super) bytes: u64,
     pub(super) files: u64,
@@ -394,7 +453,8 @@ impl Marked {
         let mut storer = Storer { cache, writer, monitor, spool: self.spool, bytes: 0, files: 0 };
         let tree = storer.directory(self.top)?;
         let Storer { bytes, files, .. } = storer;
-        Ok(Stored { tree, bytes, files, gaps: self.gaps, doubts: self.doubts })
+        let (top, gaps, doubts) = (self.root, self.gaps, self.doubts);
+        Ok(Stored { top, tree, bytes, files, gaps, doubts })
     }
 }
 
@@ -474,5 +534,34 @@ impl Earlier<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+
+    #[test]
+    fn what_an_earlier_backup_read_on_another_device_is_not_trusted() {
+        let identity = |device| Identity { device, inode: 7, size: 3, ctime: 1 };
+        let node = Node::file("f", Content { blobs: vec![], size: 3 }, Timestamp::UNIX_EPOCH);
+        let mut cache = Cache { device: 1, ..Cache::default() };
+        for device in [1, 2] {
+            let content = Content { blobs: vec![], size: 3 };
+            cache.remember(identity(device), node.clone(), content);
+        }
+        assert!(cache.settled(&identity(1)).is_some());
+        assert!(cache.settled(&identity(2)).is_none());
+    }
+
+    #[test]
+    fn a_large_file_may_still_be_written_to_long_after_its_ctime() {
+        let file = |size| Identity { device: 1, inode: 1, size, ctime: 0 };
+        let at = |milliseconds: i128| milliseconds * 1_000_000;
+        assert!(!file(10).settled_at(at(200)));
+        assert!(file(10).settled_at(at(300)));
+        assert!(!file(1 << 20).settled_at(at(1_900)));
+        assert!(file(1 << 20).settled_at(at(2_100)));
     }
 }

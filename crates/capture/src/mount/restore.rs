@@ -284,3 +284,22 @@ fn unescaped(field: &[u8]) -> PathBuf {
 fn sync(directory: &Path) -> Result<(), ServiceError> {
     File::open(directory).and_then(|d| d.sync_all()).map_err(|e| at("sync", directory, e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_below_is_found_and_the_one_that_it_is_on_is_not() {
+        assert!(mounted_below(Path::new("/")).unwrap().is_some());
+        assert!(mounted_below(Path::new("/proc")).unwrap().is_none_or(|m| m != Path::new("/proc")));
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(mounted_below(directory.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn the_kernels_escapes_are_read_back() {
+        assert_eq!(unescaped(b"/a\\040b\\134c"), Path::new("/a b\\c"));
+        assert_eq!(unescaped(b"/plain\\"), Path::new("/plain\\"));
+    }
+}

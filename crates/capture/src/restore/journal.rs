@@ -91,3 +91,34 @@ impl Journal {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn journal() -> Journal {
+        Journal::new(BackupId::random(), "token".to_owned(), vec!["recover".to_owned()])
+    }
+
+    #[test]
+    fn a_phase_that_could_not_be_written_is_not_taken() {
+        let mut journal = journal();
+        let nowhere = Path::new("/nonexistent/journal.json");
+        assert!(journal.advance(Phase::Swapped, nowhere).is_err());
+        assert_eq!(journal.phase, Phase::Loading);
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_another_version_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("journal.json");
+        assert_eq!(Journal::read(&file).unwrap(), None);
+        let mut journal = journal();
+        journal.advance(Phase::Swapping, &file).unwrap();
+        assert_eq!(Journal::read(&file).unwrap(), Some(journal.clone()));
+        Journal { version: 99, ..journal }.write(&file).unwrap();
+        assert!(Journal::read(&file).is_err());
+        Journal::remove(&file).unwrap();
+        Journal::remove(&file).unwrap();
+    }
+}
