@@ -7,7 +7,6 @@
 
 mod coordinator;
 mod durable;
-mod error;
 mod gateways;
 pub mod mount;
 mod participant;
@@ -17,8 +16,10 @@ mod stream;
 pub mod watchdog;
 
 pub use coordinator::{Backup, BackupOrder, Limits, back_up};
-pub use error::CaptureError;
 pub use gateways::GatewayParticipant;
 pub use participant::{Account, HoldOrder, Participant, Rank};
 pub use service::ServiceParticipant;
 pub use stream::{NoStreams, TreeSource};
+
+/// A refusal or failure of one step, naming the part that it concerns.
+pub type CaptureError = stillpoint_model::step::StepError;

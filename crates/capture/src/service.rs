@@ -35,7 +35,7 @@ impl ServiceParticipant {
             .as_mut()
             .ok_or_else(|| CaptureError::new(format!("{doing} `{}`: not prepared", self.name)))?;
         act(prepared.as_mut())
-            .map_err(|e| CaptureError::of_service(format!("{doing} service `{}`", self.name), e))
+            .map_err(|e| CaptureError::over(format!("{doing} service `{}`", self.name), e))
     }
 }
 
@@ -52,7 +52,7 @@ impl Participant for ServiceParticipant {
         let prepared = self
             .driver
             .prepare()
-            .map_err(|e| CaptureError::of_service(format!("prepare service `{}`", self.name), e))?;
+            .map_err(|e| CaptureError::over(format!("prepare service `{}`", self.name), e))?;
         self.prepared = Some(prepared);
         Ok(())
     }

@@ -9,18 +9,20 @@
 //! Drivers know nothing of repositories or gateways: data leaves through a [`Sink`] and comes back
 //! from a [`Source`], as named streams.
 
-mod error;
 pub mod postgresql;
 mod restore;
 pub mod sqlite;
 mod stream;
 
-pub use error::ServiceError;
 pub use restore::{Aside, Restore};
 pub use stream::{Sink, Source};
 
 use std::collections::BTreeMap;
 use stillpoint_model::manifest::Marker;
+use stillpoint_model::step::StepError;
+
+/// A driver's refusal or failure.
+pub type ServiceError = StepError;
 
 /// A configured service. Nothing has been touched yet.
 pub trait Driver: Send + Sync {

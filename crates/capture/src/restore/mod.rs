@@ -138,7 +138,7 @@ fn watchdog_lost(source: WatchdogError) -> CaptureError {
 }
 
 fn of(name: &PartName, doing: &str, source: ServiceError) -> CaptureError {
-    CaptureError::of_service(format!("{doing} `{name}`"), source)
+    CaptureError::over(format!("{doing} `{name}`"), source)
 }
 
 fn load(
