@@ -2,7 +2,8 @@
 //! on stderr: stdout is for data.
 
 use crate::output::tell;
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::fmt::Write;
 use std::time::Duration;
 use stillpoint_model::progress::Monitor;
 
@@ -22,10 +23,19 @@ impl Terminal {
         } else {
             ProgressBar::new_spinner()
         };
-        let style =
-            ProgressStyle::with_template("{spinner} {msg} {bytes} ({bytes_per_sec}) {elapsed}");
+        // Bytes are shown only in a phase that counts them.
+        let style = ProgressStyle::with_template("{spinner} {msg}{counted} {elapsed}");
         if let Ok(style) = style {
-            bar.set_style(style);
+            bar.set_style(style.with_key(
+                "counted",
+                |state: &ProgressState, out: &mut dyn Write| {
+                    if state.pos() > 0 {
+                        let rate = HumanBytes(state.per_sec() as u64);
+                        // What cannot be shown on a terminal is not shown.
+                        write!(out, " {} ({rate}/s)", HumanBytes(state.pos())).unwrap_or(());
+                    }
+                },
+            ));
         }
         let drawn = !quiet && !bar.is_hidden();
         if drawn {
