@@ -20,18 +20,27 @@ pub(crate) struct Stored {
     pub manifest: Manifest,
 }
 
+/// All that is sure of a manifest of any version.
+#[derive(serde::Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
 impl Stored {
-    /// Every backup of the environment, newest first.
-    pub(crate) fn all(place: &Place, reader: &Reader) -> Result<Vec<Self>, Failure> {
+    /// Every backup of the environment that can be read, newest first, and why others cannot.
+    pub(crate) fn all(place: &Place, reader: &Reader) -> (Vec<Self>, Vec<Failure>) {
         let tag = format!("environment={}", place.name);
-        let mut all = reader
-            .snapshots()
-            .iter()
-            .filter(|(_, snapshot)| snapshot.tags.contains(&tag))
-            .map(|(_, snapshot)| Self::read(reader, snapshot))
-            .collect::<Result<Vec<_>, _>>()?;
+        let (mut all, mut unreadable) = (Vec::new(), Vec::new());
+        for (_, snapshot) in reader.snapshots() {
+            if snapshot.tags.contains(&tag) {
+                match Self::read(reader, snapshot) {
+                    Ok(stored) => all.push(stored),
+                    Err(failure) => unreadable.push(failure),
+                }
+            }
+        }
         all.sort_by_key(|backup| std::cmp::Reverse(backup.manifest.created));
-        Ok(all)
+        (all, unreadable)
     }
 
     /// The newest backup, without reading the others.
@@ -62,7 +71,10 @@ impl Stored {
     }
 
     fn read(reader: &Reader, snapshot: &Snapshot) -> Result<Self, Failure> {
-        let fail = || Failure::new(format!("read the manifest of the backup of {}", snapshot.time));
+        let tag = snapshot.tags.iter().find_map(|tag| tag.strip_prefix("backup="));
+        let id = tag.unwrap_or("without an id");
+        let fail =
+            || Failure::new(format!("read the manifest of backup {id} of {:.0}", snapshot.time));
         let node =
             reader.lookup(&snapshot.tree, "manifest.json").map_err(|e| fail().because(&e))?;
         let mut text = Vec::new();
@@ -70,13 +82,16 @@ impl Stored {
             .open(node.content.as_deref().unwrap_or_default())
             .read_to_end(&mut text)
             .map_err(|e| fail().because(&e))?;
-        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| fail().because(&e))?;
-        if manifest.version != MANIFEST_VERSION {
+        // Before anything else of it: another version may look different altogether.
+        let Versioned { version } =
+            serde_json::from_slice(&text).map_err(|e| fail().because(&e))?;
+        if version != MANIFEST_VERSION {
             return Err(fail().hint(format!(
-                "it has version {}, this program knows {MANIFEST_VERSION}: a newer one is needed",
-                manifest.version
+                "it has version {version}, this program knows {MANIFEST_VERSION}: a newer one is \
+                 needed"
             )));
         }
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| fail().because(&e))?;
         Ok(Self { tree: snapshot.tree, manifest })
     }
 
@@ -92,12 +107,17 @@ impl Stored {
 /// `backup:list`.
 pub(crate) fn list(global: &Global, arguments: &ListArgs) -> Result<(), Failure> {
     let place = Place::find(global, arguments.name.as_deref())?;
-    let all = Stored::all(&place, &open(&place)?)?;
+    let (all, unreadable) = Stored::all(&place, &open(&place)?);
     print(&all, global.format).map_err(|e| Failure::new("print").because(&e))?;
     if all.iter().any(|backup| backup.manifest.consistency == Consistency::Live) && !global.quiet {
         tell(&format!("note: {LIVE_WARNING}"));
     }
-    Ok(())
+    if unreadable.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = unreadable.iter().map(|why| format!("\n  {why}")).collect();
+    let count = unreadable.len();
+    Err(Failure::new(format!("{count} of the backups cannot be read:{}", lines.concat())))
 }
 
 /// `backup:get`.

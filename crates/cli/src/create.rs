@@ -63,9 +63,13 @@ pub(crate) fn take(place: &Place, live: bool, terminal: &Terminal) -> Result<Bac
     let repository = place.repository(true)?;
     let reader =
         repository.reader().map_err(|e| Failure::new("read the repository's index").because(&e))?;
-    let last = Stored::newest(place, &reader)?;
-    let participants =
-        environment::participants(place, live, last.as_ref().map(|last| (&reader, last)))?;
+    // What the last backup holds only saves reading: one that is damaged must not stop this one.
+    let last = Stored::newest(place, &reader).unwrap_or_else(|failure| {
+        terminal.say(&format!("warning: {failure}; everything is read again"));
+        None
+    });
+    let last = last.as_ref().map(|last| (&reader, last));
+    let participants = environment::participants(place, live, last, terminal)?;
     drop(reader);
     let environment = place.environment();
     let order = BackupOrder {

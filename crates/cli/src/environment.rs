@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use crate::place::Place;
+use crate::terminal::Terminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use stillpoint_capture::mount::{Earlier, Filter, MountParticipant, MountRestore, SETTLED_BEFORE};
@@ -72,11 +73,12 @@ pub(crate) fn gateway_sockets(place: &Place) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// All participants of a backup. `last` is the environment's last one: what it holds and has not
-/// changed since is not read again.
+/// changed since is not read again; where it cannot be read, everything is.
 pub(crate) fn participants(
     place: &Place,
     live: bool,
     last: Option<(&Reader, &Stored)>,
+    terminal: &Terminal,
 ) -> Result<Vec<Box<dyn Participant>>, Failure> {
     let environment = place.environment();
     let mut all: Vec<Box<dyn Participant>> = Vec::new();
@@ -87,27 +89,38 @@ pub(crate) fn participants(
     }
     for (name, service) in &environment.services {
         let driver = driver(service)
-            .map_err(|e| CaptureError::of_service(format!("prepare service `{name}`"), e))?;
+            .map_err(|e| CaptureError::over(format!("prepare service `{name}`"), e))?;
         all.push(Box::new(ServiceParticipant::new(name.clone(), driver)));
     }
     for (name, mount) in &environment.mounts {
-        let mut participant =
-            MountParticipant::new(name.clone(), mount.path.clone(), filter(mount)?);
+        let filter = filter(mount)?;
+        let fresh = || MountParticipant::new(name.clone(), mount.path.clone(), filter.clone());
+        let mut participant = fresh();
         if let Some((reader, stored)) = last
-            && let Some(earlier) = earlier(reader, stored, name)
+            && let Err(failure) = recall(&mut participant, reader, stored)
         {
-            participant.recall(&earlier)?;
+            terminal.say(&format!("warning: {failure}; everything is read again"));
+            // What it recalled before that is not kept: half a memory is none.
+            participant = fresh();
         }
         all.push(Box::new(participant));
     }
     Ok(all)
 }
 
-fn earlier<'a>(reader: &'a Reader, stored: &Stored, mount: &PartName) -> Option<Earlier<'a>> {
-    let part = stored.manifest.parts.iter().find(|p| p.role == Role::Mount && p.name == *mount)?;
-    let settled_before = part.marker.values.get(SETTLED_BEFORE)?.parse().ok()?;
-    let tree = stored.tree_of(reader, part).ok()?;
-    Some(Earlier { reader, tree, settled_before })
+/// Lets a mount know what the last backup holds of it, if anything.
+fn recall(
+    participant: &mut MountParticipant,
+    reader: &Reader,
+    stored: &Stored,
+) -> Result<(), Failure> {
+    let name = participant.name();
+    let part = stored.manifest.parts.iter().find(|p| p.role == Role::Mount && p.name == *name);
+    let Some(part) = part else { return Ok(()) };
+    let settled_before = part.marker.values.get(SETTLED_BEFORE).and_then(|at| at.parse().ok());
+    let Some(settled_before) = settled_before else { return Ok(()) };
+    let tree = stored.tree_of(reader, part)?;
+    Ok(participant.recall(&Earlier { reader, tree, settled_before })?)
 }
 
 /// The restore of one part of a backup, into this environment.
@@ -134,7 +147,7 @@ pub(crate) fn restore_part<'a>(
                 )));
             }
             driver(service)
-                .map_err(|e| CaptureError::of_service(format!("restore `{}`", part.name), e))?
+                .map_err(|e| CaptureError::over(format!("restore `{}`", part.name), e))?
                 .restore()
         }
         Role::Mount => {
@@ -166,7 +179,7 @@ pub(crate) fn recovery_steps(
         Role::Service => {
             let service = environment.services.get(&part.name).ok_or_else(missing)?;
             let driver = driver(service)
-                .map_err(|e| CaptureError::of_service(format!("recover `{}`", part.name), e))?;
+                .map_err(|e| CaptureError::over(format!("recover `{}`", part.name), e))?;
             Ok(driver.restore())
         }
         Role::Mount => {

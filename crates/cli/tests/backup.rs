@@ -122,3 +122,66 @@ fn a_restore_asks_first_and_needs_a_yes_where_nobody_can_be_asked() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("--yes"), "{}", stderr(&output));
 }
+
+/// Every pack of the repository.
+fn packs(environment: &Environment) -> Vec<std::path::PathBuf> {
+    std::fs::read_dir(environment.path("store/test/production/data"))
+        .unwrap()
+        .flat_map(|directory| std::fs::read_dir(directory.unwrap().path()).unwrap())
+        .map(|pack| pack.unwrap().path())
+        .collect()
+}
+
+#[test]
+fn a_damaged_backup_stops_neither_the_next_one_nor_the_list_of_the_others() {
+    let environment = Environment::new();
+    let first = environment.succeed(&["backup:create"]);
+    let before = packs(&environment);
+    let damaged = environment.succeed(&["backup:create"]);
+    for pack in packs(&environment).into_iter().filter(|pack| !before.contains(pack)) {
+        let length = std::fs::metadata(&pack).unwrap().len() as usize;
+        std::fs::remove_file(&pack).unwrap();
+        std::fs::write(&pack, vec![0; length]).unwrap();
+    }
+    std::fs::write(environment.path("uploads/a.txt"), "later").unwrap();
+    let output = environment.run(&["backup:create"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("everything is read again"), "{}", stderr(&output));
+    let third = String::from_utf8(output.stdout).unwrap();
+
+    let output = environment.run(&["backup:list", "--format", "plain"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&damaged), "{}", stderr(&output));
+    let listed = String::from_utf8(output.stdout).unwrap();
+    let ids: Vec<&str> = listed.lines().filter_map(|line| line.split('\t').next()).collect();
+    assert_eq!(ids, [third.trim(), &first]);
+    environment.succeed(&["backup:restore", &first, "--yes", "--no-safety-backup"]);
+    assert_eq!(std::fs::read(environment.path("uploads/a.txt")).unwrap(), b"first");
+}
+
+#[test]
+fn a_backup_of_a_newer_program_is_named_and_stops_neither_the_next_one_nor_the_list() {
+    let environment = Environment::new();
+    environment.succeed(&["backup:create"]);
+    let id = "b".repeat(26);
+    std::fs::write(environment.path("manifest.json"), r#"{"version": 99, "else": {}}"#).unwrap();
+    let saved = std::process::Command::new("restic")
+        .args(["--no-cache", "-r"])
+        .arg(environment.path("store/test/production"))
+        .arg("--password-file")
+        .arg(environment.path("data/keys/test-production.password"))
+        .args(["backup", "manifest.json", "--time", "2999-01-01 00:00:00"])
+        .args(["--tag", &format!("environment=main,backup={id}")])
+        .current_dir(environment.directory.path())
+        .output()
+        .expect("restic is installed: apt-get install restic");
+    assert!(saved.status.success(), "{}", stderr(&saved));
+    let output = environment.run(&["backup:create"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("version 99"), "{}", stderr(&output));
+    let output = environment.run(&["backup:list", "--format", "plain"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains(&id) && said.contains("version 99"), "{said}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
+}
