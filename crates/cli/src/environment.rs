@@ -12,7 +12,6 @@ use stillpoint_capture::{
 };
 use stillpoint_gateway::control::Purpose;
 use stillpoint_model::config::{MountPart, ServicePart};
-use stillpoint_model::ids::PartName;
 use stillpoint_model::manifest::{Code, Part, Role};
 use stillpoint_repository::{BlobId, Reader};
 use stillpoint_services::postgresql::{Postgres, PostgresOptions, default_tool_dirs};

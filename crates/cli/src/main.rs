@@ -6,6 +6,7 @@ mod create;
 mod demo;
 mod environment;
 mod failure;
+mod first;
 mod gateway;
 mod output;
 mod place;

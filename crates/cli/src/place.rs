@@ -3,14 +3,13 @@
 
 use crate::arguments::Global;
 use crate::failure::Failure;
+use crate::first;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use stillpoint_model::config::{self, Config, Environment, Location};
 use stillpoint_model::ids::{EnvironmentName, PartName};
-use stillpoint_repository::{LocalStore, Repository};
+use stillpoint_repository::Repository;
 
 /// What is done with an environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,13 +63,15 @@ impl Place {
         &self.config.environments[&self.name]
     }
 
+    /// The environment's name among files: no other environment or gateway has one that is equal.
+    /// Neither a project's id nor a gateway's name has a dot, and no name has a `%`.
     fn slug(&self) -> String {
-        format!("{}-{}", self.config.project, self.name.as_str().replace('/', "-"))
+        format!("{}.{}", self.config.project, self.name.as_str().replace('/', "%"))
     }
 
     /// A gateway's control socket.
     pub(crate) fn gateway_socket(&self, gateway: &PartName) -> Result<PathBuf, Failure> {
-        socket(&self.data, &format!("{}-{gateway}.sock", self.slug()))
+        socket(&self.data, &format!("{}.{gateway}.sock", self.slug()))
     }
 
     /// The watchdog's socket.
@@ -135,39 +136,12 @@ impl Place {
     /// Opens the environment's repository; `create` makes it, and its password, the first time.
     pub(crate) fn repository(&self, create: bool) -> Result<Repository, Failure> {
         let (path, password_file) = self.repository_files()?;
-        let fail = |doing: &str| format!("{doing} the repository {}", path.display());
-        let exists = path.join("config").exists();
-        if !exists && !create {
-            return Err(Failure::new(format!(
-                "environment `{}` has no backups yet: there is no repository at {}",
-                self.name,
-                path.display()
-            )));
-        }
-        let password = match fs::read_to_string(&password_file) {
-            Ok(password) => password.trim_end_matches('\n').to_owned(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !exists => {
-                new_password(&password_file).map_err(|e| {
-                    Failure::new(format!("write {}", password_file.display())).because(&e)
-                })?
-            }
-            Err(e) => {
-                return Err(Failure::new(format!("read {}", password_file.display()))
-                    .because(&e)
-                    .hint("the repository cannot be opened without its password"));
-            }
-        };
-        if !exists {
-            fs::create_dir_all(&path).map_err(|e| Failure::new(fail("create")).because(&e))?;
-        }
-        let store =
-            LocalStore::new(path.clone()).map_err(|e| Failure::new(fail("use")).because(&e))?;
-        let opened = if exists {
-            Repository::open(Arc::new(store), &password)
-        } else {
-            Repository::init(Arc::new(store), &password)
-        };
-        opened.map_err(|e| Failure::new(fail(if exists { "open" } else { "create" })).because(&e))
+        let none = Failure::new(format!(
+            "environment `{}` has no backups yet: there is no repository at {}",
+            self.name,
+            path.display()
+        ));
+        first::Files { repository: path, password: password_file }.open(create, none)
     }
 }
 
@@ -237,19 +211,4 @@ fn default_data_dir() -> Result<PathBuf, Failure> {
         .or_else(|| home("HOME").map(|home| home.join(".local/share")))
         .map(|share| share.join("stillpoint"))
         .ok_or_else(|| Failure::usage("no data directory: HOME is not set").hint("--data-dir DIR"))
-}
-
-/// A password of 160 random bits, written durably before anything is encrypted with it.
-fn new_password(file: &Path) -> io::Result<String> {
-    let password: String = (0..2)
-        .map(|_| stillpoint_model::ids::BackupId::random().as_str()[..16].to_owned())
-        .collect();
-    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
-    out.write_all(password.as_bytes())?;
-    out.write_all(b"\n")?;
-    out.sync_all()?;
-    if let Some(directory) = file.parent() {
-        fs::File::open(directory)?.sync_all()?;
-    }
-    Ok(password)
 }

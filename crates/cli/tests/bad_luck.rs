@@ -322,7 +322,7 @@ fn an_unreadable_file_makes_the_backup_partial_and_is_named() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("restore into"), "{}", stderr(&output));
     assert_eq!(std::fs::read(environment.path("uploads/a.txt")).unwrap(), b"newer");
-    assert!(!environment.path("data/journal/test-main.json").exists());
+    assert!(!environment.path("data/journal/test.main.json").exists());
 }
 
 /// The binary under test, where every user can run it.
@@ -387,7 +387,7 @@ fn a_killed_restore_is_undone_or_finished_by_the_watchdog() {
     let mut restoring = Followed::start(&mut environment.stillpoint(&restore));
     // Everything has been loaded aside by now, and the drain waits for the request.
     await_state(&environment, State::Draining);
-    let journal = environment.path("data/journal/test-main.json");
+    let journal = environment.path("data/journal/test.main.json");
     assert!(journal.exists());
     // Nothing else is done to the environment meanwhile.
     let output = environment.run(&["backup:create"]);
@@ -414,4 +414,93 @@ fn a_killed_restore_is_undone_or_finished_by_the_watchdog() {
     assert!(files.is_empty(), "{files:?}");
     environment.succeed(&restore);
     assert_eq!(std::fs::read(environment.path("uploads/a.txt")).unwrap(), b"first");
+}
+
+#[test]
+fn an_unmounted_store_is_not_taken_for_a_new_one() {
+    let environment = Environment::new();
+    environment.succeed(&["backup:create"]);
+    let (store, away) = (environment.path("store"), environment.path("away"));
+    std::fs::rename(&store, &away).unwrap();
+    std::fs::create_dir(&store).unwrap();
+    for command in [&["backup:create"][..], &["backup:list"], &["backup:restore", "-y"]] {
+        let output = environment.run(command);
+        assert_eq!(output.status.code(), Some(1));
+        let said = stderr(&output);
+        assert!(said.contains("is the location mounted?"), "{said}");
+        assert!(said.contains("data/keys/test-production.password"), "{said}");
+    }
+    assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0);
+    std::fs::remove_dir(&store).unwrap();
+    std::fs::rename(&away, &store).unwrap();
+    environment.succeed(&["backup:create"]);
+    assert_eq!(environment.backups(), 2);
+}
+
+#[test]
+fn a_first_backup_that_was_cut_off_anywhere_is_taken_up_again() {
+    let environment = Environment::new();
+    environment.succeed(&["backup:create"]);
+    let password = environment.path("data/keys/test-production.password");
+    let new = environment.path("data/keys/test-production.password.new");
+    let store = environment.path("store/test/production");
+    let known = std::fs::read_to_string(&password).unwrap();
+    assert!(!new.exists());
+
+    // Before the password got its own name: it is kept, and so is the repository.
+    std::fs::rename(&password, &new).unwrap();
+    assert_eq!(environment.backups(), 1);
+    assert_eq!(std::fs::read_to_string(&password).unwrap(), known);
+
+    // Before the repository had its config: one key is left that nothing is encrypted with.
+    std::fs::rename(&password, &new).unwrap();
+    std::fs::remove_file(store.join("config")).unwrap();
+    std::fs::remove_dir_all(store.join("snapshots")).unwrap();
+    std::fs::remove_dir_all(store.join("index")).unwrap();
+    std::fs::remove_dir_all(store.join("data")).unwrap();
+    environment.succeed(&["backup:create"]);
+    assert_eq!(environment.backups(), 1);
+    assert!(!new.exists());
+    environment.assert_restic_is_content();
+
+    // Before anything of the repository was there; and before the password was whole.
+    for kept in [known.as_str(), "half"] {
+        std::fs::remove_dir_all(&store).unwrap();
+        std::fs::remove_file(&password).unwrap();
+        std::fs::write(&new, kept).unwrap();
+        environment.succeed(&["backup:create"]);
+        let now = std::fs::read_to_string(&password).unwrap();
+        assert_eq!(now == kept, kept == known);
+        assert_eq!(now.len(), 33);
+        environment.assert_restic_is_content();
+    }
+}
+
+#[test]
+fn two_first_backups_at_once_make_one_repository() {
+    let environment = Environment::new();
+    let create = || Followed::start(&mut environment.stillpoint(&["backup:create", "--live"]));
+    for backup in [create(), create(), create()] {
+        let (status, _, said) = backup.end();
+        assert!(status.success(), "{said}");
+    }
+    assert_eq!(environment.backups(), 3);
+    assert!(!environment.path("data/keys/test-production.password.new").exists());
+    environment.assert_restic_is_content();
+}
+
+#[test]
+fn environments_and_gateways_with_names_alike_do_not_share_sockets() {
+    let mut environment = Environment::unstarted("", "");
+    let named = |name: &str| environment.config.replace("  main:", &format!("  {name}:"));
+    let (slash, dash) = (named("feature/a"), named("feature-a"));
+    environment.configure(&slash);
+    environment.start_gateway();
+    environment.configure(&dash);
+    let mut command = environment.stillpoint(&["gateway", "web"]);
+    let _second = support::Server::start(command.stderr(Stdio::inherit()));
+    for name in ["test.feature%a.web.sock", "test.feature-a.web.sock"] {
+        let socket = environment.path("data/run").join(name);
+        stillpoint_gateway::control::Control::connect(&socket).unwrap().status().unwrap();
+    }
 }

@@ -186,7 +186,7 @@ impl Environment {
 
     /// The gateway's own account of itself.
     pub(crate) fn status(&self) -> stillpoint_gateway::control::Status {
-        let socket = self.path("data/run/test-main-web.sock");
+        let socket = self.path("data/run/test.main.web.sock");
         stillpoint_gateway::control::Control::connect(&socket).unwrap().status().unwrap()
     }
 
