@@ -93,6 +93,11 @@ pub(crate) enum Command {
                             ./stillpoint.yaml, in the foreground")]
     Gateway(GatewayRunArgs),
     /// Run the watchdog: it acts in the stead of a backup or restore that was killed
+    #[command(after_help = "It may have to undo or finish a restore, so it needs the same \
+        password variables (`password_env` in stillpoint.yaml) as backup:restore does. One \
+        watchdog serves all environments of a data directory. When it starts, it recovers every \
+        restore that was cut off before.\n\nExample:\n  \
+        SHOP_DB_PASSWORD=... stillpoint watchdog     in the foreground")]
     Watchdog(WatchdogArgs),
     /// Finish or undo a restore that was cut off
     Recover,

@@ -3,13 +3,14 @@
 //! It takes no keys and no passwords, and outlives whoever asks it for a hold. It ends on SIGTERM
 //! or SIGINT, and with `--exit-with-stdin` when its standard input ends, which the kernel sees to
 //! even when the process at the other end is killed. However it is told to end, it finishes the
-//! requests in flight first.
+//! requests in flight first. It does not start while a restore is half swapped in.
 
 use crate::arguments::{GatewayRunArgs, Global};
 use crate::failure::Failure;
 use crate::place::Place;
 use std::error::Error;
 use std::io::{self, Read, Write};
+use stillpoint_capture::restore::{Journal, Phase};
 use stillpoint_gateway::{Gateway, GatewayOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -29,6 +30,7 @@ pub(crate) fn run(global: &Global, arguments: &GatewayRunArgs) -> Result<(), Fai
         .hint(format!("it has: {}", names.join(", "))));
     };
     let fail = || Failure::new(format!("run gateway `{name}`"));
+    refuse_half_swapped(&place)?;
     let options = GatewayOptions {
         name: name.clone(),
         listen: part.listen,
@@ -45,6 +47,20 @@ pub(crate) fn run(global: &Global, arguments: &GatewayRunArgs) -> Result<(), Fai
     // What is still open after the time of grace is closed without waiting.
     runtime.shutdown_background();
     result.map_err(|e| fail().because(e.as_ref()))
+}
+
+/// A gateway that was refusing requests for a restore may have died with it. The one that takes its
+/// place knows nothing of that, and must not let anybody into data that is half swapped.
+fn refuse_half_swapped(place: &Place) -> Result<(), Failure> {
+    match Journal::read(&place.journal()?)? {
+        Some(Journal { phase: Phase::Swapping | Phase::Swapped, backup, .. }) => {
+            Err(Failure::new(format!("a restore of {backup} was cut off while it was swapped in"))
+                .hint(
+                    "`stillpoint recover` finishes it or undoes it; `stillpoint watchdog` does so",
+                ))
+        }
+        Some(Journal { phase: Phase::Loading, .. }) | None => Ok(()),
+    }
 }
 
 async fn serve(

@@ -5,6 +5,7 @@ use crate::arguments::Global;
 use crate::failure::Failure;
 use crate::first;
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use stillpoint_model::config::{self, Config, Environment, Location};
@@ -148,6 +149,21 @@ impl Place {
 /// The watchdog's socket: one watchdog a data directory, whatever the environment.
 pub(crate) fn watchdog_socket(global: &Global) -> Result<PathBuf, Failure> {
     socket(&data_dir(global)?, "watchdog.sock")
+}
+
+/// The journals of every restore that has not ended, of whatever environment.
+pub(crate) fn journals(global: &Global) -> Result<Vec<PathBuf>, Failure> {
+    let directory = private(&data_dir(global)?, "journal")?;
+    let fail =
+        |e: io::Error| Failure::new(format!("look into {}", directory.display())).because(&e);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(&directory).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            files.push(path);
+        }
+    }
+    Ok(files)
 }
 
 /// The private directory `DATA/WHAT`, created if it is missing.

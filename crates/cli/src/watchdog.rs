@@ -1,9 +1,11 @@
-//! `stillpoint watchdog`: a process of its own that outlives backups and restores.
+//! `stillpoint watchdog`: a process of its own that outlives backups and restores. It begins with
+//! what an earlier one, or this machine's last run, left undone: every restore that has a journal.
 
 use crate::arguments::{Global, WatchdogArgs};
 use crate::failure::Failure;
 use crate::output::put;
 use crate::place;
+use stillpoint_capture::restore::Journal;
 use stillpoint_capture::watchdog::{Watchdog, WatchdogOptions};
 
 /// Serves until ended. Prints `ready SOCKET` once it listens.
@@ -15,5 +17,22 @@ pub(crate) fn run(global: &Global, arguments: &WatchdogArgs) -> Result<(), Failu
     let options = WatchdogOptions { socket: socket.clone(), program, until_idle };
     let watchdog = Watchdog::bind(options).map_err(|e| fail().because(&e))?;
     put(&format!("ready {}", socket.display()))?;
-    watchdog.serve().map_err(|e| fail().because(&e))
+    watchdog.recovering(left_undone(global)?).serve().map_err(|e| fail().because(&e))
+}
+
+/// How this program is called to recover each restore that has a journal. One that is still under
+/// way keeps its environment locked, so that its recovery fails until it has ended or died.
+fn left_undone(global: &Global) -> Result<Vec<Vec<String>>, Failure> {
+    let mut recoveries = Vec::new();
+    for file in place::journals(global)? {
+        match Journal::read(&file) {
+            Ok(Some(journal)) => {
+                tracing::warn!("a restore of {} has not ended: recovering it", journal.backup);
+                recoveries.push(journal.recovery);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!("{}", Failure::from(error)),
+        }
+    }
+    Ok(recoveries)
 }

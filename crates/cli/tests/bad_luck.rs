@@ -504,3 +504,85 @@ fn environments_and_gateways_with_names_alike_do_not_share_sockets() {
         stillpoint_gateway::control::Control::connect(&socket).unwrap().status().unwrap();
     }
 }
+
+/// Kills a restore while it waits for the drain, with no watchdog to see it: the journal stays.
+fn abandoned_restore(environment: &Environment, watchdog: support::Server) -> std::path::PathBuf {
+    let id = environment.succeed(&["backup:create"]);
+    std::fs::write(environment.path("uploads/a.txt"), "changed").unwrap();
+    let address = environment.gateway();
+    let hanging = std::thread::spawn(move || get(address, "/hang").unwrap());
+    environment.application.await_hanging(1);
+    let restore = ["backup:restore", &id, "-y", "--no-safety-backup"];
+    let mut restoring = Followed::start(&mut environment.stillpoint(&restore));
+    await_state(environment, State::Draining);
+    drop(watchdog);
+    restoring.signal(Signal::KILL);
+    restoring.child.wait().unwrap();
+    environment.application.let_go();
+    assert!(hanging.join().unwrap().contains(" 200 "));
+    let journal = environment.path("data/journal/test.main.json");
+    assert!(journal.exists());
+    journal
+}
+
+fn watchdog(environment: &Environment) -> support::Server {
+    support::Server::start(environment.stillpoint(&["watchdog"]).stderr(Stdio::inherit()))
+}
+
+#[test]
+fn a_watchdog_begins_with_the_restores_that_were_left() {
+    let mut environment = Environment::unstarted("", "");
+    environment.start_gateway();
+    let first = watchdog(&environment);
+    let journal = abandoned_restore(&environment, first);
+    let _second = watchdog(&environment);
+    while journal.exists() {
+        std::thread::yield_now();
+    }
+    assert_eq!(std::fs::read(environment.path("uploads/a.txt")).unwrap(), b"changed");
+}
+
+#[test]
+fn a_gateway_does_not_start_before_data_that_is_half_swapped() {
+    let mut environment = Environment::unstarted("", "");
+    environment.start_gateway();
+    let first = watchdog(&environment);
+    let journal = abandoned_restore(&environment, first);
+    environment.stop_gateway();
+    // As it would be, had the restore been killed a moment later.
+    let text = std::fs::read_to_string(&journal).unwrap();
+    for phase in ["swapped", "swapping"] {
+        let changed = text.replace("\"loading\"", &format!("\"{phase}\""));
+        assert_ne!(changed, text);
+        std::fs::write(&journal, changed).unwrap();
+        let output = environment.run(&["gateway", "web"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("`stillpoint recover`"), "{}", stderr(&output));
+    }
+    environment.succeed(&["recover"]);
+    environment.start_gateway();
+    assert!(get(environment.gateway(), "/").unwrap().contains(" 200 "));
+}
+
+#[test]
+fn a_watchdog_that_ran_out_of_open_files_goes_on_when_there_are_some_again() {
+    let environment = Environment::unstarted("", "");
+    let watchdog = environment.stillpoint(&["watchdog"]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 16; exec \"$@\"", "sh"]);
+    limited.arg(watchdog.get_program()).args(watchdog.get_args());
+    limited.stderr(Stdio::piped());
+    let (server, mut said) = support::Server::start_heard(&mut limited);
+    let socket = std::path::Path::new(&server.ready);
+    let looking: Vec<_> =
+        (0..32).map(|_| std::os::unix::net::UnixStream::connect(socket).unwrap()).collect();
+    // It has met the limit, and lives.
+    assert!(said.by_ref().any(|line| line.unwrap().contains("Too many open files")));
+    drop(looking);
+    let silence = Duration::from_secs(60);
+    let mut guard = stillpoint_capture::watchdog::Guard::connect(socket, silence);
+    while guard.is_err() {
+        guard = stillpoint_capture::watchdog::Guard::connect(socket, silence);
+    }
+    guard.unwrap().goodbye().unwrap();
+}

@@ -1,5 +1,6 @@
 //! The watchdog's side: one thread a holder, each waiting for its next word, its death, or the
-//! moment when its silence has lasted too long.
+//! moment when its silence has lasted too long. It ends for no error that may pass: whoever relies
+//! on it cannot start another one.
 
 use super::protocol::{EndSignal, FromHolder, FromWatchdog, PROTOCOL, Undo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +16,15 @@ use std::time::{Duration, Instant};
 
 /// How long an ended process gets between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long to leave alone what cannot be done at the moment, and how often holders' ends are
+/// looked for.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a recovery that failed waits before it is tried again: for about 10 minutes, since a
+/// database may have to be started first.
+fn pauses() -> Vec<Duration> {
+    [1, 2, 4, 8, 16, 32].into_iter().chain([60; 9]).map(Duration::from_secs).collect()
+}
 
 /// How a watchdog runs.
 #[derive(Debug, Clone)]
@@ -23,7 +33,8 @@ pub struct WatchdogOptions {
     pub socket: PathBuf,
     /// The program that [`Undo::Run`] runs.
     pub program: PathBuf,
-    /// End once the last holder has gone, if there has been one.
+    /// End once the last holder has gone, if there has been one. Who connects and does not greet
+    /// is none.
     pub until_idle: bool,
 }
 
@@ -31,6 +42,16 @@ pub struct WatchdogOptions {
 pub struct Watchdog {
     listener: UnixListener,
     options: WatchdogOptions,
+    runner: Runner,
+    recoveries: Vec<Vec<String>>,
+}
+
+/// What a thread tells the main one.
+enum News {
+    /// It serves a holder that has greeted.
+    Greeted,
+    /// It has ended, however it did.
+    Ended,
 }
 
 impl Watchdog {
@@ -48,58 +69,137 @@ impl Watchdog {
         }
         let listener = UnixListener::bind(&options.socket)?;
         std::fs::set_permissions(&options.socket, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, options })
+        let runner = Runner { program: options.program.clone(), pauses: pauses() };
+        Ok(Self { listener, options, runner, recoveries: Vec::new() })
+    }
+
+    /// The same, with other pauses between the tries of an [`Undo::Run`].
+    #[must_use]
+    pub fn retrying(mut self, pauses: Vec<Duration>) -> Self {
+        self.runner.pauses = pauses;
+        self
+    }
+
+    /// The same, which first of all runs the program with each of these arguments, as if a holder
+    /// had registered them and died: an earlier watchdog may have ended before it could.
+    #[must_use]
+    pub fn recovering(mut self, recoveries: Vec<Vec<String>>) -> Self {
+        self.recoveries = recoveries;
+        self
     }
 
     /// Serves holders until none is left (with `until_idle`) or for ever.
-    pub fn serve(self) -> io::Result<()> {
-        let (ended, endings) = mpsc::channel();
-        let mut holders = 0_usize;
+    pub fn serve(mut self) -> io::Result<()> {
+        let (tell, news) = mpsc::channel();
+        let mut threads = 0_usize;
         let mut served = false;
         self.listener.set_nonblocking(true)?;
+        for arguments in std::mem::take(&mut self.recoveries) {
+            let runner = self.runner.clone();
+            let run = move || {
+                if let Err(error) = runner.run(&arguments) {
+                    tracing::error!(?arguments, "could not be done: {error}");
+                }
+            };
+            spawn(&tell, run);
+            threads += 1;
+        }
         loop {
-            while endings.try_recv().is_ok() {
-                holders -= 1;
+            while let Ok(news) = news.try_recv() {
+                match news {
+                    News::Greeted => served = true,
+                    News::Ended => threads -= 1,
+                }
             }
-            if self.options.until_idle && served && holders == 0 {
+            if self.options.until_idle && served && threads == 0 {
                 return std::fs::remove_file(&self.options.socket);
             }
-            // Holders end by themselves, so look for that a few times a second.
+            // Threads end by themselves, so look for that a few times a second.
             let mut waiting = [PollFd::new(&self.listener, PollFlags::IN)];
-            poll(&mut waiting, Some(&timespec(Duration::from_millis(200))))?;
+            match poll(&mut waiting, Some(&timespec(PAUSE))) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!("waiting for holders: {error}");
+                    std::thread::sleep(PAUSE);
+                }
+            }
             match self.listener.accept() {
                 Ok((stream, _)) => {
-                    (holders, served) = (holders + 1, true);
-                    let program = self.options.program.clone();
-                    let ended = Ended(ended.clone());
-                    std::thread::spawn(move || {
-                        let _ended = ended;
-                        if let Err(error) = Holder::greet(stream, program).map(Holder::watch) {
-                            tracing::warn!("a holder could not be watched: {error}");
+                    let (runner, greeted) = (self.runner.clone(), tell.clone());
+                    let watch = move || match Holder::greet(stream, runner) {
+                        Ok(holder) => {
+                            // The main thread only goes away with the process.
+                            greeted.send(News::Greeted).unwrap_or(());
+                            holder.watch();
                         }
-                    });
+                        Err(error) => tracing::warn!("a holder could not be watched: {error}"),
+                    };
+                    spawn(&tell, watch);
+                    threads += 1;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // Too many open files, or a client that has gone again: this passes.
+                    tracing::error!("accepting a holder: {error}");
+                    std::thread::sleep(PAUSE);
+                }
             }
         }
     }
 }
 
-/// Tells the main thread that a holder's thread has ended, however it did.
-struct Ended(Sender<()>);
+/// Starts a thread that tells of its end.
+fn spawn(tell: &Sender<News>, work: impl FnOnce() + Send + 'static) {
+    let ended = Ended(tell.clone());
+    let spawned = std::thread::Builder::new().spawn(move || {
+        let _ended = ended;
+        work();
+    });
+    // A thread that could not be started tells of its end as well: what it would run is dropped.
+    if let Err(error) = spawned {
+        tracing::error!("starting a thread: {error}");
+    }
+}
+
+/// Tells the main thread that a thread has ended, however it did.
+struct Ended(Sender<News>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
         // The main thread only goes away with the process.
-        self.0.send(()).unwrap_or(());
+        self.0.send(News::Ended).unwrap_or(());
+    }
+}
+
+/// Runs this program in a dead holder's stead.
+#[derive(Clone)]
+struct Runner {
+    program: PathBuf,
+    /// Between the tries.
+    pauses: Vec<Duration>,
+}
+
+impl Runner {
+    /// Runs it until it succeeds, or has been tried long enough.
+    fn run(&self, arguments: &[String]) -> io::Result<()> {
+        let mut pauses = self.pauses.iter();
+        loop {
+            let error = match Command::new(&self.program).args(arguments).status() {
+                Ok(status) if status.success() => return Ok(()),
+                Ok(status) => io::Error::other(status.to_string()),
+                Err(error) => error,
+            };
+            let Some(pause) = pauses.next() else { return Err(error) };
+            tracing::warn!(?arguments, "{error}; tried again in {pause:?}");
+            std::thread::sleep(*pause);
+        }
     }
 }
 
 struct Holder {
     stream: UnixStream,
     process: OwnedFd,
-    program: PathBuf,
+    runner: Runner,
     silence: Duration,
     received: Vec<u8>,
     undo: Vec<Undo>,
@@ -116,7 +216,7 @@ enum Event {
 }
 
 impl Holder {
-    fn greet(stream: UnixStream, program: PathBuf) -> io::Result<Self> {
+    fn greet(stream: UnixStream, runner: Runner) -> io::Result<Self> {
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut received = Vec::new();
         let hello = loop {
@@ -139,7 +239,7 @@ impl Holder {
         let process = pidfd_open(pid, PidfdFlags::empty())?;
         answer(&stream, &FromWatchdog::Ok)?;
         let silence = Duration::from_millis(silence_ms);
-        Ok(Self { stream, process, program, silence, received, undo: vec![], deadline: None })
+        Ok(Self { stream, process, runner, silence, received, undo: vec![], deadline: None })
     }
 
     fn watch(mut self) {
@@ -235,10 +335,7 @@ impl Holder {
             Undo::EndHolder { .. } => Ok(pidfd_send_signal(&self.process, Signal::KILL)?),
             Undo::RemoveFiles { paths } => paths.iter().try_for_each(|path| remove(path)),
             Undo::EndProcess { by, pid, started } => end_process(*by, *pid, *started),
-            Undo::Run { arguments } => {
-                let status = Command::new(&self.program).args(arguments).status()?;
-                if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
-            }
+            Undo::Run { arguments } => self.runner.run(arguments),
         }
     }
 }

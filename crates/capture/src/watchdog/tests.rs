@@ -18,13 +18,18 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
+        Self::with("/usr/bin/touch", |watchdog, _| watchdog)
+    }
+
+    /// With another program, and a watchdog that was made otherwise.
+    fn with(program: &str, made: impl FnOnce(Watchdog, &Path) -> Watchdog) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let options = WatchdogOptions {
             socket: directory.path().join("w.sock"),
-            program: PathBuf::from("/usr/bin/touch"),
+            program: PathBuf::from(program),
             until_idle: true,
         };
-        let watchdog = Watchdog::bind(options).unwrap();
+        let watchdog = made(Watchdog::bind(options).unwrap(), directory.path());
         Self { directory, watchdog: std::thread::spawn(|| watchdog.serve()) }
     }
 
@@ -225,5 +230,71 @@ fn another_protocol_is_refused() {
     let mut answer = String::new();
     wire.read_line(&mut answer).unwrap();
     assert!(answer.contains("refused") && answer.contains("99"), "{answer}");
+    Guard::connect(&scene.socket(), LONG).unwrap().goodbye().unwrap();
     scene.end();
+}
+
+#[test]
+fn a_recovery_is_tried_until_it_succeeds() {
+    let pauses = vec![Duration::from_millis(1); 20];
+    let scene = Scene::with("/bin/sh", |watchdog, _| watchdog.retrying(pauses));
+    let tries = scene.directory.path().join("tries");
+    let done = scene.directory.path().join("done");
+    let (counted, ended) = (tries.display(), done.display());
+    // The third try succeeds.
+    let script =
+        format!("echo x >> {counted}; [ $(wc -l < {counted}) -ge 3 ] && echo x >> {ended}");
+    let mut holder = Holder::connect(&scene.socket(), LONG);
+    holder.register(vec![Undo::Run { arguments: vec!["-c".into(), script] }], None);
+    holder.kill();
+    let _directory = scene.end();
+    assert_eq!(std::fs::read_to_string(tries).unwrap(), "x\nx\nx\n");
+    assert_eq!(std::fs::read_to_string(done).unwrap(), "x\n");
+}
+
+#[test]
+fn a_recovery_that_never_succeeds_is_given_up_and_what_follows_is_done() {
+    let pauses = vec![Duration::from_millis(1); 4];
+    let scene = Scene::with("/bin/sh", |watchdog, _| watchdog.retrying(pauses));
+    let lock = scene.file("lock");
+    let tries = scene.directory.path().join("tries");
+    let script = format!("echo x >> {}; exit 1", tries.display());
+    let mut holder = Holder::connect(&scene.socket(), LONG);
+    let run = Undo::Run { arguments: vec!["-c".into(), script] };
+    holder.register(vec![run, Undo::RemoveFiles { paths: vec![lock.clone()] }], None);
+    holder.kill();
+    let _directory = scene.end();
+    assert_eq!(std::fs::read_to_string(tries).unwrap().lines().count(), 5);
+    assert!(!lock.exists());
+}
+
+#[test]
+fn what_an_earlier_watchdog_left_is_recovered_first_and_ends_no_new_one() {
+    let mut sign = PathBuf::new();
+    let scene = Scene::with("/usr/bin/touch", |watchdog, directory| {
+        sign = directory.join("recovered");
+        watchdog.recovering(vec![vec![sign.display().to_string()]])
+    });
+    while !sign.exists() {
+        std::thread::yield_now();
+    }
+    Guard::connect(&scene.socket(), LONG).unwrap().goodbye().unwrap();
+    scene.end();
+}
+
+#[test]
+fn one_who_only_looks_in_is_no_holder() {
+    let scene = Scene::new();
+    // Each makes the watchdog look round, and has gone when the next one comes.
+    for _ in 0..10 {
+        let mut looking = UnixStream::connect(scene.socket()).unwrap();
+        looking.write_all(b"\n").unwrap();
+        assert_eq!(std::io::Read::read(&mut looking, &mut [0; 8]).unwrap(), 0);
+    }
+    let lock = scene.file("lock");
+    let mut holder = Holder::connect(&scene.socket(), LONG);
+    holder.register(vec![Undo::RemoveFiles { paths: vec![lock.clone()] }], None);
+    holder.kill();
+    let _directory = scene.end();
+    assert!(!lock.exists());
 }

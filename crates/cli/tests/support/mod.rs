@@ -94,6 +94,15 @@ impl Server {
         assert!(ready.starts_with("ready "), "it said `{ready}`");
         Self { child, ready: ready.trim()["ready ".len()..].to_owned() }
     }
+
+    /// The same, with what it says on a piped standard error.
+    pub(crate) fn start_heard(
+        command: &mut Command,
+    ) -> (Self, std::io::Lines<BufReader<std::process::ChildStderr>>) {
+        let mut server = Self::start(command.stderr(Stdio::piped()));
+        let said = BufReader::new(server.child.stderr.take().unwrap()).lines();
+        (server, said)
+    }
 }
 
 impl Drop for Server {
@@ -176,6 +185,11 @@ impl Environment {
     pub(crate) fn start_gateway(&mut self) {
         let mut command = self.stillpoint(&["gateway", "web"]);
         self.gateway = Some(Server::start(command.stderr(Stdio::inherit())));
+    }
+
+    /// Kills the gateway.
+    pub(crate) fn stop_gateway(&mut self) {
+        self.gateway = None;
     }
 
     /// The gateway's address.
