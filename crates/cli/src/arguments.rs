@@ -107,6 +107,9 @@ pub(crate) enum Command {
     /// Part of `demo`: the shop's customers
     #[command(hide = true)]
     DemoLoad(crate::demo::LoadArgs),
+    /// Part of `demo`: removes what a killed one has left
+    #[command(hide = true)]
+    DemoClean(crate::demo::CleanArgs),
 }
 
 /// What to do with backups.

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Command::Repo(arguments) => repo::run(global, &arguments),
         Command::DemoShop(arguments) => demo::run_shop(arguments),
         Command::DemoLoad(arguments) => demo::run_load(arguments),
+        Command::DemoClean(arguments) => demo::run_clean(&arguments),
         Command::Backup(BackupCommand::Create(arguments)) => create::run(global, &arguments),
         Command::Backup(BackupCommand::List(arguments)) | Command::Backups(arguments) => {
             backups::list(global, &arguments)

@@ -90,6 +90,66 @@ fn nothing_goes_on_running_when_the_demo_is_killed() {
     assert!(!std::path::Path::new(&format!("/proc/{postgres}")).exists());
 }
 
+#[test]
+fn nothing_is_left_of_postgresql_when_the_demo_is_killed_while_it_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let keep = directory.path().join("demo");
+    let temporary = directory.path().join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    for path in [directory.path(), &temporary] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let mut command = demo(&["--seconds", "3", "--services", "sqlite,postgresql", "--keep"]);
+    command.arg(&keep).env("TMPDIR", &temporary).stdout(Stdio::null());
+    let mut running = Followed::start(&mut command);
+    running.await_line("starting PostgreSQL");
+    // Its server has just been started, and is not ready.
+    let mark = format!("{}/stillpoint-pg-", temporary.display());
+    while !processes_of(&mark).iter().any(|line| line.contains("/postgres -D ")) {
+        assert!(running.child.try_wait().unwrap().is_none());
+        std::thread::yield_now();
+    }
+    running.signal(rustix::process::Signal::KILL);
+    running.child.wait().unwrap();
+    let mark = directory.path().display().to_string();
+    while !processes_of(&mark).is_empty() {
+        std::thread::yield_now();
+    }
+    let left: Vec<_> = fs::read_dir(&temporary).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn only_what_a_demo_has_left_is_cleaned_away() {
+    use std::os::unix::fs::symlink;
+    let temporary = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let clean = |path: &std::path::Path| {
+        let mut command = Command::new(STILLPOINT);
+        command.arg("demo-clean").arg(path).env_clear().env("TMPDIR", temporary.path());
+        command.output().unwrap().status.code()
+    };
+    let linked = temporary.path().join("stillpoint-pg-link");
+    symlink(other.path(), &linked).unwrap();
+    let kept = [
+        temporary.path().join("elsewhere"),
+        temporary.path().join("deeper/stillpoint-pg-a"),
+        other.path().join("stillpoint-pg-a"),
+    ];
+    for path in &kept {
+        fs::create_dir_all(path).unwrap();
+    }
+    for path in kept.iter().chain([&linked]) {
+        assert_eq!(clean(path), Some(2), "{path:?}");
+        assert!(path.exists());
+    }
+    let left = temporary.path().join("stillpoint-pg-a");
+    fs::create_dir_all(left.join("data")).unwrap();
+    assert_eq!(clean(&left), Some(0));
+    assert!(!left.exists());
+    assert_eq!(clean(&left), Some(0));
+}
+
 /// Every process that has this text among its arguments.
 fn processes_of(mark: &str) -> Vec<String> {
     fs::read_dir("/proc")

@@ -7,4 +7,4 @@ mod error;
 pub mod scratch;
 
 pub use error::RuntimeError;
-pub use scratch::{Installation, ScratchOptions, ScratchPostgres};
+pub use scratch::{Installation, OnSpawn, ScratchOptions, ScratchPostgres};

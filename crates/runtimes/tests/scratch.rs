@@ -4,7 +4,7 @@ use std::path::Path;
 
 use postgres::config::Config;
 use postgres::{Client, NoTls};
-use stillpoint_runtimes::{RuntimeError, ScratchOptions, ScratchPostgres};
+use stillpoint_runtimes::{OnSpawn, RuntimeError, ScratchOptions, ScratchPostgres};
 
 fn start(dir: &Path, options: &ScratchOptions) -> ScratchPostgres {
     let installation = ScratchPostgres::find().expect("PostgreSQL's server is installed");
@@ -102,4 +102,34 @@ fn a_server_that_does_not_start_shows_its_log() {
 fn open(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn whoever_minds_knows_the_servers_process_before_it_is_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let pid_file = dir.path().join("data/postmaster.pid");
+    let on_spawn = OnSpawn::new(move |pid| {
+        let text = std::fs::read_to_string(&pid_file).unwrap_or_default();
+        let ready = text.lines().nth(7).is_some_and(|line| line.trim() == "ready");
+        tell.send((pid, ready)).map_err(std::io::Error::other)
+    });
+    let options = ScratchOptions { on_spawn: Some(on_spawn), ..ScratchOptions::default() };
+    let server = start(dir.path(), &options);
+    assert_eq!(told.recv().unwrap(), (server.pid(), false));
+}
+
+#[test]
+fn a_server_that_nobody_could_be_told_of_is_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let on_spawn = OnSpawn::new(move |pid| {
+        tell.send(pid).map_err(std::io::Error::other)?;
+        Err(std::io::Error::other("nobody hears"))
+    });
+    let options = ScratchOptions { on_spawn: Some(on_spawn), ..ScratchOptions::default() };
+    let installation = ScratchPostgres::find().unwrap();
+    let error = ScratchPostgres::start(&installation, dir.path(), &options).unwrap_err();
+    assert!(error.to_string().contains("tell of the postgres"), "{error}");
+    assert!(!Path::new(&format!("/proc/{}", told.recv().unwrap())).exists());
 }

@@ -4,6 +4,7 @@
 //! the gateway, the watchdog, the backup, the restore. This module is the stage manager: it builds
 //! the environment, waits, and at the end believes only the customers' own log.
 
+mod clean;
 pub(crate) mod compare;
 pub(crate) mod ledger;
 pub(crate) mod load;
@@ -15,6 +16,7 @@ use crate::arguments::Global;
 use crate::failure::Failure;
 use crate::output::put;
 use crate::terminal::Terminal;
+pub(crate) use clean::{CleanArgs, run as run_clean};
 use report::Report;
 use stage::Stage;
 use std::net::SocketAddr;

@@ -1,25 +1,28 @@
 //! The demo's environment and its processes: built, opened, struck.
 //!
 //! Every process ends with this one: they read standard input and end when it does. PostgreSQL
-//! does not, so the watchdog ends it if this process is killed.
+//! does not, so the watchdog, which is there before it, ends it if this process is killed, and
+//! removes its directory.
 
 use super::compare::{PostgresPlace, Restored};
 use super::shop::{PostgresTarget, ShopOptions};
-use super::{Cast, PASSWORD_VARIABLE, SEEDED, load, shop};
+use super::{Cast, PASSWORD_VARIABLE, SEEDED, clean, load, shop};
 use crate::failure::Failure;
 use crate::terminal::Terminal;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 use stillpoint_capture::watchdog::{EndSignal, Guard, Undo, started};
+use stillpoint_model::ids::BackupId;
 use stillpoint_model::progress::Monitor;
-use stillpoint_runtimes::{ScratchOptions, ScratchPostgres};
+use stillpoint_runtimes::{OnSpawn, ScratchOptions, ScratchPostgres};
 
 /// The environment.
 pub(super) struct Stage {
@@ -31,7 +34,7 @@ pub(super) struct Stage {
     shop: Option<Process>,
     gateway_address: Option<SocketAddr>,
     shop_address: Option<SocketAddr>,
-    watchdog: Option<Guard>,
+    watchdog: Option<Arc<Guard>>,
     options: ShopOptions,
     postgres: Option<(ScratchPostgres, tempfile::TempDir)>,
 }
@@ -120,33 +123,52 @@ impl Stage {
             options,
             postgres: None,
         };
-        stage.start_postgres(cast, terminal)?;
-        stage.start_watchdog()?;
+        // It is told of the server as soon as there is one, and may need its password.
+        let password = cast.postgresql.as_ref().map(|_| BackupId::random().to_string());
+        stage.start_watchdog(password.as_deref())?;
+        stage.start_postgres(cast, password, terminal)?;
         terminal.begin("filling the shop", None);
         shop::seed(&stage.options, SEEDED)
             .map_err(|e| Failure::new("fill the shop").because(e.as_ref()))?;
         Ok(stage)
     }
 
-    fn start_postgres(&mut self, cast: &Cast, terminal: &Terminal) -> Result<(), Failure> {
+    fn start_postgres(
+        &mut self,
+        cast: &Cast,
+        password: Option<String>,
+        terminal: &Terminal,
+    ) -> Result<(), Failure> {
         let Some(installation) = &cast.postgresql else { return Ok(()) };
         terminal.begin("starting PostgreSQL", None);
         let fail = |doing: &str| Failure::new(format!("{doing} a scratch PostgreSQL"));
         // In the system's own temporary directory, which the server's account can reach.
         let directory = tempfile::Builder::new()
-            .prefix("stillpoint-pg-")
+            .prefix(clean::PREFIX)
             .permissions(fs::Permissions::from_mode(0o711))
             .tempdir()
             .map_err(|e| fail("make room for").because(&e))?;
+        let guard = self.watchdog.clone().ok_or_else(|| fail("watch"))?;
+        let clean = Undo::Run { arguments: clean::arguments(directory.path()) };
+        guard
+            .register(vec![clean.clone()], None)
+            .map_err(|e| fail("tell the watchdog of").because(&e))?;
+        let on_spawn = OnSpawn::new(move |pid| {
+            let pid = i32::try_from(pid).map_err(io::Error::other)?;
+            let (by, started) = (EndSignal::Interrupt, started(pid)?);
+            let end = Undo::EndProcess { by, pid, started };
+            guard.register(vec![end, clean.clone()], None).map_err(io::Error::other)
+        });
+        let options =
+            ScratchOptions { password, on_spawn: Some(on_spawn), ..ScratchOptions::default() };
         let server =
-            ScratchPostgres::start(installation, directory.path(), &ScratchOptions::default())
-                .map_err(|e| {
-                    let failure = fail("start").because(&e);
-                    match e.advice() {
-                        Some(advice) => failure.hint(advice),
-                        None => failure,
-                    }
-                })?;
+            ScratchPostgres::start(installation, directory.path(), &options).map_err(|e| {
+                let failure = fail("start").because(&e);
+                match e.advice() {
+                    Some(advice) => failure.hint(advice),
+                    None => failure,
+                }
+            })?;
         self.options.postgres = Some(PostgresTarget {
             url: server.url(),
             password: Some(server.password().to_owned()),
@@ -155,10 +177,13 @@ impl Stage {
         Ok(())
     }
 
-    fn start_watchdog(&mut self) -> Result<(), Failure> {
+    fn start_watchdog(&mut self, password: Option<&str>) -> Result<(), Failure> {
         let fail = || Failure::new("start the watchdog");
-        let mut watchdog = self
-            .stillpoint(&["watchdog", "--until-idle"])
+        let mut command = self.stillpoint(&["watchdog", "--until-idle"]);
+        if let Some(password) = password {
+            command.env(PASSWORD_VARIABLE, password);
+        }
+        let mut watchdog = command
             // Not of this group: what ends the demo must not end the watchdog.
             .process_group(0)
             .stdin(Stdio::null())
@@ -172,14 +197,7 @@ impl Stage {
         let socket = PathBuf::from(line.trim().trim_start_matches("ready "));
         let guard =
             Guard::connect(&socket, Duration::from_secs(30)).map_err(|e| fail().because(&e))?;
-        let mut undo = Vec::new();
-        if let Some((server, _)) = &self.postgres {
-            let pid = i32::try_from(server.pid()).map_err(|e| fail().because(&e))?;
-            let started = started(pid).map_err(|e| fail().because(&e))?;
-            undo.push(Undo::EndProcess { by: EndSignal::Interrupt, pid, started });
-        }
-        guard.register(undo, None).map_err(|e| fail().because(&e))?;
-        self.watchdog = Some(guard);
+        self.watchdog = Some(Arc::new(guard));
         Ok(())
     }
 
@@ -385,7 +403,7 @@ impl Stage {
             server.stop().map_err(|e| Failure::new("stop PostgreSQL").because(&e))?;
             directory.close().map_err(|e| Failure::new("remove PostgreSQL's files").because(&e))?;
         }
-        if let Some(watchdog) = self.watchdog.take() {
+        if let Some(watchdog) = self.watchdog.take().and_then(Arc::into_inner) {
             watchdog.goodbye().map_err(|e| Failure::new("leave the watchdog").because(&e))?;
         }
         if !self.keep {

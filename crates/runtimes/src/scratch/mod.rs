@@ -15,4 +15,4 @@ mod installation;
 mod server;
 
 pub use installation::Installation;
-pub use server::{ScratchOptions, ScratchPostgres};
+pub use server::{OnSpawn, ScratchOptions, ScratchPostgres};

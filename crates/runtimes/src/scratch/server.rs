@@ -2,7 +2,8 @@
 //!
 //! Guards against leftovers: the server runs in a process group of its own, in the foreground of
 //! this process, and ends with the value that stands for it. If this process is killed, the server
-//! lives on until its directory is removed; PostgreSQL notices that by itself within a minute.
+//! lives on: whoever minds is told of its process at once ([`OnSpawn`]), before it is ready, so
+//! that another process can end it.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
@@ -12,6 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,6 +44,26 @@ pub struct ScratchOptions {
     pub tcp: bool,
     /// More settings, as in `postgresql.conf`: name and value.
     pub settings: Vec<(String, String)>,
+    /// Told of the server's process as soon as there is one.
+    pub on_spawn: Option<OnSpawn>,
+}
+
+/// Told of a server's first process (its id) right after it was started, and before it is ready. On
+/// an error the server is ended again. Called again where a start is tried again.
+#[derive(Clone)]
+pub struct OnSpawn(Arc<dyn Fn(u32) -> io::Result<()> + Send + Sync>);
+
+impl OnSpawn {
+    /// Calls `told`.
+    pub fn new(told: impl Fn(u32) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(told))
+    }
+}
+
+impl std::fmt::Debug for OnSpawn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnSpawn")
+    }
 }
 
 impl Default for ScratchOptions {
@@ -52,6 +74,7 @@ impl Default for ScratchOptions {
             password: None,
             tcp: false,
             settings: Vec::new(),
+            on_spawn: None,
         }
     }
 }
@@ -110,7 +133,7 @@ impl ScratchPostgres {
             tries += 1;
             let port = if options.tcp { free_port(dir)? } else { 5432 };
             configure(&data_dir, &socket_dir, port, options)?;
-            match run(installation, &account, dir, &data_dir) {
+            match run(installation, &account, dir, &data_dir, options.on_spawn.as_ref()) {
                 Ok(child) => break (child, port),
                 Err(_) if options.tcp && tries < PORT_TRIES => {}
                 Err(error) => return Err(error),
@@ -267,8 +290,8 @@ fn wait(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> 
     }
 }
 
-fn tool(installation: &Installation, name: &str, account: &Account, dir: &Path) -> Command {
-    let mut command = Command::new(installation.bin_dir.join(name));
+fn tool(program: &Path, account: &Account, dir: &Path) -> Command {
+    let mut command = Command::new(program);
     // The machine's own PG* variables and language must not reach a private server.
     command.env_clear().env("LC_ALL", "C").env("PATH", "/usr/bin:/bin").env("HOME", dir);
     command.current_dir(dir).stdin(Stdio::null());
@@ -293,7 +316,7 @@ fn initialise(
     writeln!(file, "{superuser_password}")
         .map_err(|source| io_error("write", &password_file, source))?;
     account.own(&password_file)?;
-    let output = tool(installation, "initdb", account, dir)
+    let output = tool(&installation.bin_dir.join("initdb"), account, dir)
         .args(["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"])
         .args(["--no-sync", "--no-instructions"])
         .arg(format!("--pwfile={}", password_file.display()))
@@ -361,6 +384,7 @@ fn run(
     account: &Account,
     dir: &Path,
     data_dir: &Path,
+    on_spawn: Option<&OnSpawn>,
 ) -> Result<Child, RuntimeError> {
     let log_path = dir.join("postgresql.log");
     let log = File::options()
@@ -369,14 +393,26 @@ fn run(
         .open(&log_path)
         .map_err(|source| io_error("open", &log_path, source))?;
     let log_too = log.try_clone().map_err(|source| io_error("open", &log_path, source))?;
-    let mut child = tool(installation, "postgres", account, dir)
-        .arg("-D")
+    // The process becomes the server only when it is told to: should this one be killed before
+    // anybody knows of it, there is no server that nobody ends.
+    let mut child = tool(Path::new("/bin/sh"), account, dir)
+        .args(["-c", "read -r go && exec \"$0\" -D \"$1\" </dev/null"])
+        .arg(installation.bin_dir.join("postgres"))
         .arg(data_dir)
+        .stdin(Stdio::piped())
         .stdout(log)
         .stderr(log_too)
         .process_group(0)
         .spawn()
         .map_err(|source| io_error("run postgres in", dir, source))?;
+    let told = on_spawn.map_or(Ok(()), |OnSpawn(tell)| tell(child.id()));
+    let gone =
+        told.and_then(|()| child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(b"go\n")));
+    if let Err(source) = gone {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(io_error("tell of the postgres in", dir, source));
+    }
 
     // The server itself says when it is ready, on the last line of its pid file; this is what
     // pg_ctl waits for, too.
