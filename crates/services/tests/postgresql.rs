@@ -6,7 +6,6 @@ use std::thread;
 
 use common::{Memory, capture, capture_prepared, loaded, restore, step, told};
 use postgres::Client;
-use stillpoint_runtimes::ScratchOptions;
 use stillpoint_services::postgresql::{Postgres, PostgresOptions, default_tool_dirs};
 use stillpoint_services::{Aside, Driver};
 use stillpoint_testkit as testkit;
@@ -201,13 +200,13 @@ fn the_counter_stands_still_until_something_is_written() {
 
 #[test]
 fn the_servers_timeouts_do_not_end_the_snapshot() {
-    let server = testkit::postgres_with(&ScratchOptions {
+    let server = testkit::postgres_with(&testkit::ScratchOptions {
         settings: vec![
             ("idle_in_transaction_session_timeout".to_owned(), "1ms".to_owned()),
             ("statement_timeout".to_owned(), "400ms".to_owned()),
             ("idle_session_timeout".to_owned(), "400ms".to_owned()),
         ],
-        ..ScratchOptions::default()
+        ..testkit::ScratchOptions::default()
     });
     orders(&server, 100);
     let memory = capture(&driver(&server), || {

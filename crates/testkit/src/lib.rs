@@ -8,6 +8,7 @@ mod unprivileged;
 
 pub use crate::postgres::{Postgres, postgres, postgres_with};
 pub use crate::unprivileged::{is_root, run_as_unprivileged};
+pub use stillpoint_runtimes::ScratchOptions;
 
 use std::net::TcpListener;
 
