@@ -11,7 +11,7 @@ use std::sync::Arc;
 use stillpoint_capture::restore::{Recovered, RestoreOrder, recover, restore};
 use stillpoint_gateway::control::Purpose;
 use stillpoint_model::ids::BackupId;
-use stillpoint_model::manifest::{Completeness, Consistency};
+use stillpoint_model::manifest::{Completeness, Consistency, Manifest};
 
 /// Restores a backup to the environment that it is of.
 pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failure> {
@@ -64,6 +64,12 @@ pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failur
             e.hint("mend that, or restore without a safety backup: --no-safety-backup")
         })?;
         terminal.say(&format!("safety backup {}", safety.manifest.backup));
+        if !is_safe(&safety.manifest, &terminal) {
+            let question = "What it lacks cannot be had back. Restore all the same?";
+            if !global.yes && !confirm(question)? {
+                return Err(Failure::new("not restored: the safety backup is partial"));
+            }
+        }
     }
     let _busy = place.lock(Activity::Restore)?;
     let limits = create::limits(&place);
@@ -92,6 +98,27 @@ pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failur
         ));
     }
     Ok(())
+}
+
+/// Says what a safety backup is worth; false if something is missing from it.
+fn is_safe(manifest: &Manifest, terminal: &Terminal) -> bool {
+    if manifest.consistency == Consistency::CrashConsistent {
+        terminal.say("warning: the safety backup is crash-consistent only:");
+        for doubt in manifest.doubts.iter().take(10) {
+            terminal.say(&format!("  {doubt}"));
+        }
+    }
+    if manifest.completeness == Completeness::Complete {
+        return true;
+    }
+    terminal.say(&format!(
+        "warning: the safety backup is partial: it lacks {} things",
+        manifest.gaps.len()
+    ));
+    for gap in manifest.gaps.iter().take(10) {
+        terminal.say(&format!("  {}: {}: {}", gap.part, gap.what, gap.why));
+    }
+    false
 }
 
 /// How this program is called to recover a restore of this environment.

@@ -301,6 +301,14 @@ fn an_unreadable_file_makes_the_backup_partial_and_is_named() {
     assert_eq!(object["attributes"]["completeness"], "partial");
     assert_eq!(object["gaps"][0]["what"], "secret");
 
+    // So is a safety backup, and whoever restores is told what it lacks.
+    let restore = ["backup:restore", id.trim(), "--only", "local", "-y"];
+    let output = as_nobody(&restore).output().unwrap();
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("warning: the safety backup is partial: it lacks 1 things"), "{said}");
+    assert!(said.matches("uploads: secret: ").count() == 1, "{said}");
+
     // One who wants all or nothing gets nothing.
     environment.configure(
         &environment
