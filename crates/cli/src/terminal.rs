@@ -30,6 +30,7 @@ impl Terminal {
                 "counted",
                 |state: &ProgressState, out: &mut dyn Write| {
                     if state.pos() > 0 {
+                        #[allow(clippy::cast_sign_loss, reason = "bytes do not become fewer")]
                         let rate = HumanBytes(state.per_sec() as u64);
                         // What cannot be shown on a terminal is not shown.
                         write!(out, " {} ({rate}/s)", HumanBytes(state.pos())).unwrap_or(());
