@@ -373,6 +373,22 @@ fn a_counter_stands_still_with_the_mount_and_moves_with_it() {
 }
 
 #[test]
+fn a_services_own_file_is_left_out_by_any_path_and_named() {
+    let scene = Scene::new();
+    let database = scene.top.path().join("app.db");
+    write(&database, "locked");
+    fs::hard_link(&database, scene.mount().join("linked.db")).unwrap();
+    write(&scene.mount().join("other"), "text");
+    let participant = scene.participant(&[]).keeping_apart(vec![database]);
+    let taken = scene.take(participant, || {});
+    let gaps = &taken.account.gaps;
+    assert_eq!(gaps.len(), 1);
+    assert_eq!(gaps[0].what, "linked.db");
+    let nodes = scene.reader().tree(&taken.tree).unwrap().nodes;
+    assert_eq!(nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>(), ["other"]);
+}
+
+#[test]
 fn a_fifo_does_not_stop_the_backup() {
     let scene = Scene::new();
     let path = scene.mount().join("fifo");

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use stillpoint_model::ids::BackupId;
 use stillpoint_model::manifest::{Completeness, Consistency, MANIFEST_VERSION, Manifest, Part};
-use stillpoint_repository::{BlobId, Reader, Snapshot};
+use stillpoint_repository::{BlobId, Node, Reader, Snapshot};
 
 use crate::environment::role;
 
@@ -95,12 +95,17 @@ impl Stored {
         Ok(Self { tree: snapshot.tree, manifest })
     }
 
-    /// The tree of one of its parts.
-    pub(crate) fn tree_of(&self, reader: &Reader, part: &Part) -> Result<BlobId, Failure> {
+    /// The directory of one of its parts, and the tree below it.
+    pub(crate) fn directory_of(
+        &self,
+        reader: &Reader,
+        part: &Part,
+    ) -> Result<(Node, BlobId), Failure> {
         let path = format!("{}s/{}", role(part.role), part.name);
         let fail = || Failure::new(format!("the backup lacks `{path}`"));
         let node = reader.lookup(&self.tree, &path).map_err(|e| fail().because(&e))?;
-        node.subtree.ok_or_else(fail)
+        let tree = node.subtree.ok_or_else(fail)?;
+        Ok((node, tree))
     }
 }
 

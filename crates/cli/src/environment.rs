@@ -12,8 +12,9 @@ use stillpoint_capture::{
 };
 use stillpoint_gateway::control::Purpose;
 use stillpoint_model::config::{MountPart, ServicePart};
+use stillpoint_model::ids::PartName;
 use stillpoint_model::manifest::{Code, Part, Role};
-use stillpoint_repository::{BlobId, Reader};
+use stillpoint_repository::{BlobId, Node, Reader};
 use stillpoint_services::postgresql::{Postgres, PostgresOptions, default_tool_dirs};
 use stillpoint_services::sqlite::{Sqlite, SqliteOptions};
 use stillpoint_services::{Driver, Restore, ServiceError, Source};
@@ -91,9 +92,13 @@ pub(crate) fn participants(
             .map_err(|e| CaptureError::over(format!("prepare service `{name}`"), e))?;
         all.push(Box::new(ServiceParticipant::new(name.clone(), driver)));
     }
+    let databases = databases(place)?;
     for (name, mount) in &environment.mounts {
         let filter = filter(mount)?;
-        let fresh = || MountParticipant::new(name.clone(), mount.path.clone(), filter.clone());
+        let fresh = || {
+            MountParticipant::new(name.clone(), mount.path.clone(), filter.clone())
+                .keeping_apart(databases.clone())
+        };
         let mut participant = fresh();
         if let Some((reader, stored)) = last
             && let Err(failure) = recall(&mut participant, reader, stored)
@@ -107,6 +112,31 @@ pub(crate) fn participants(
     Ok(all)
 }
 
+/// The files of every SQLite database. Whichever path leads to one, only its driver may open it:
+/// so two services on one file are refused here, as no text tells that paths are the same.
+fn databases(place: &Place) -> Result<Vec<PathBuf>, Failure> {
+    let mut seen: Vec<(&PartName, PathBuf)> = Vec::new();
+    for (name, service) in &place.environment().services {
+        let ServicePart::Sqlite { path } = service else { continue };
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        if let Some((other, _)) = seen.iter().find(|(_, taken)| *taken == path) {
+            return Err(Failure::usage(format!(
+                "services `{other}` and `{name}` are the same database {}",
+                path.display()
+            )));
+        }
+        seen.push((name, path));
+    }
+    let beside = |path: PathBuf| {
+        ["", "-wal", "-shm", "-journal"].map(|suffix| {
+            let mut file = path.clone().into_os_string();
+            file.push(suffix);
+            PathBuf::from(file)
+        })
+    };
+    Ok(seen.into_iter().flat_map(|(_, path)| beside(path)).collect())
+}
+
 /// Lets a mount know what the last backup holds of it, if anything.
 fn recall(
     participant: &mut MountParticipant,
@@ -118,7 +148,7 @@ fn recall(
     let Some(part) = part else { return Ok(()) };
     let settled_before = part.marker.values.get(SETTLED_BEFORE).and_then(|at| at.parse().ok());
     let Some(settled_before) = settled_before else { return Ok(()) };
-    let tree = stored.tree_of(reader, part)?;
+    let (_, tree) = stored.directory_of(reader, part)?;
     Ok(participant.recall(&Earlier { reader, tree, settled_before })?)
 }
 
@@ -127,7 +157,7 @@ pub(crate) fn restore_part<'a>(
     place: &Place,
     reader: &'a Arc<Reader>,
     part: &Part,
-    tree: BlobId,
+    (node, tree): (Node, BlobId),
 ) -> Result<RestorePart<'a>, Failure> {
     let missing = || {
         Failure::new(format!("the environment has no {} `{}`", role(part.role), part.name))
@@ -152,7 +182,7 @@ pub(crate) fn restore_part<'a>(
         Role::Mount => {
             let mount = environment.mounts.get(&part.name).ok_or_else(missing)?;
             let (path, filter) = (mount.path.clone(), filter(mount)?);
-            Box::new(MountRestore::new(path, filter, Arc::clone(reader), tree))
+            Box::new(MountRestore::new(path, filter, Arc::clone(reader), node))
         }
     };
     let source: Box<dyn Source + 'a> = match part.role {

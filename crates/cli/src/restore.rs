@@ -47,8 +47,8 @@ pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failur
     let mut parts = Vec::new();
     for part in &manifest.parts {
         if arguments.only.is_empty() || arguments.only.iter().any(|o| o == part.name.as_str()) {
-            let tree = stored.tree_of(&reader, part)?;
-            parts.push(environment::restore_part(&place, &reader, part, tree)?);
+            let directory = stored.directory_of(&reader, part)?;
+            parts.push(environment::restore_part(&place, &reader, part, directory)?);
         }
     }
     let question = format!(

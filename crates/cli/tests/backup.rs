@@ -181,3 +181,38 @@ fn a_backup_of_a_newer_program_is_named_and_stops_neither_the_next_one_nor_the_l
     assert!(said.contains(&id) && said.contains("version 99"), "{said}");
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
 }
+
+#[test]
+fn a_mount_that_is_gone_comes_back_with_its_mode_and_what_is_excluded_survives() {
+    use std::os::unix::fs::PermissionsExt;
+    let environment = Environment::new();
+    let uploads = environment.path("uploads");
+    let exclude = "path: ./uploads, exclude: [\"*.cache\"]";
+    environment.configure(&environment.config.replace("path: ./uploads", exclude));
+    std::fs::set_permissions(&uploads, std::fs::Permissions::from_mode(0o2750)).unwrap();
+    let id = environment.succeed(&["backup:create"]);
+
+    // Excluded at any depth: in no backup, so a restore must not take it away.
+    std::fs::write(environment.path("uploads/deep/x.cache"), "precious").unwrap();
+    std::fs::write(environment.path("uploads/a.txt"), "changed").unwrap();
+    environment.succeed(&["backup:restore", &id, "-y", "--no-safety-backup"]);
+    let read = |name: &str| std::fs::read_to_string(environment.path(name)).unwrap();
+    assert_eq!(read("uploads/deep/x.cache"), "precious");
+    assert_eq!(read("uploads/a.txt"), "first");
+
+    std::fs::remove_dir_all(&uploads).unwrap();
+    environment.succeed(&["backup:restore", &id, "-y", "--no-safety-backup"]);
+    let mode = std::fs::metadata(&uploads).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o2750);
+    assert_eq!(read("uploads/a.txt"), "first");
+}
+
+#[test]
+fn a_database_that_a_mount_leads_to_by_another_path_is_not_opened_there() {
+    let environment = Environment::new();
+    let database = environment.path("app.db");
+    std::fs::hard_link(&database, environment.path("uploads/hidden.db")).unwrap();
+    let output = environment.run(&["backup:create"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("uploads: hidden.db: "), "{}", stderr(&output));
+}

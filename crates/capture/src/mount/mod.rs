@@ -26,7 +26,7 @@ pub use restore::MountRestore;
 use crate::CaptureError;
 use crate::participant::{Account, Participant, Rank};
 use jiff::Timestamp;
-use pass::{Cache, Marked, PassStats};
+use pass::{Apart, Cache, Marked, PassStats};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -54,6 +54,7 @@ pub struct MountParticipant {
     name: PartName,
     root: PathBuf,
     filter: Filter,
+    apart: Vec<PathBuf>,
     cache: Cache,
     passes: u32,
     watched: bool,
@@ -68,12 +69,21 @@ impl MountParticipant {
             name,
             root: resolved(root),
             filter,
+            apart: Vec::new(),
             cache: Cache::default(),
             passes: 0,
             watched: false,
             marked: None,
             account: Account::default(),
         }
+    }
+
+    /// Files that are never opened, by whatever path they are found: those of databases that this
+    /// process holds locks on. Where one is found all the same it is a gap.
+    #[must_use]
+    pub fn keeping_apart(mut self, files: Vec<PathBuf>) -> Self {
+        self.apart = files;
+        self
     }
 
     /// Recalls an earlier backup of the same mount: what is unchanged since is not read again.
@@ -123,8 +133,15 @@ impl Participant for MountParticipant {
         let mut last = PassStats::default();
         for number in 1..=MOST_PASSES {
             self.passes = number;
-            let pass = pass::upload(&self.root, &self.filter, &mut self.cache, writer, monitor)
-                .map_err(|e| self.fail("prepare", e))?;
+            let pass = pass::upload(
+                &self.root,
+                &self.filter,
+                &Apart::of(&self.apart),
+                &mut self.cache,
+                writer,
+                monitor,
+            )
+            .map_err(|e| self.fail("prepare", e))?;
             monitor.note(&format!(
                 "mount {}: pass {number} read {} files, {} bytes",
                 self.name, pass.files_read, pass.bytes_read
@@ -160,8 +177,8 @@ impl Participant for MountParticipant {
     }
 
     fn mark(&mut self) -> Result<(), CaptureError> {
-        let marked =
-            pass::mark(&self.root, &self.filter, &self.cache).map_err(|e| self.fail("mark", e))?;
+        let marked = pass::mark(&self.root, &self.filter, &Apart::of(&self.apart), &self.cache)
+            .map_err(|e| self.fail("mark", e))?;
         let mut values = BTreeMap::from([
             ("entries".to_owned(), marked.entries.to_string()),
             ("delta_files".to_owned(), marked.delta_files.to_string()),

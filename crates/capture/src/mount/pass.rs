@@ -6,7 +6,7 @@ use super::spool::{Range, Spool};
 use super::walk::{Entry, Visitor, open_directory, walk};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -72,6 +72,24 @@ impl Cache {
     }
 }
 
+/// Files that must not even be opened: of an SQLite database that this process holds a lock on.
+/// POSIX gives up a process's locks on a file when it closes any descriptor of it, and with the
+/// lock the marked state would go, silently. Known by inode, whatever path leads to them.
+#[derive(Debug, Default)]
+pub(super) struct Apart(HashSet<(u64, u64)>);
+
+impl Apart {
+    /// The files at `paths`, as far as they exist just now.
+    pub(super) fn of(paths: &[PathBuf]) -> Self {
+        let identity = |path: &PathBuf| rustix::fs::stat(path).map(|s| (s.st_dev, s.st_ino)).ok();
+        Self(paths.iter().filter_map(identity).collect())
+    }
+
+    fn has(&self, identity: &Identity) -> bool {
+        self.0.contains(&(identity.device, identity.inode))
+    }
+}
+
 /// What a pass had to read.
 #[derive(Debug, Default)]
 pub(super) struct PassStats {
@@ -86,6 +104,7 @@ pub(super) struct PassStats {
 pub(super) fn upload(
     root: &Path,
     filter: &Filter,
+    apart: &Apart,
     cache: &mut Cache,
     writer: &Writer,
     monitor: &dyn Monitor,
@@ -102,8 +121,16 @@ pub(super) fn upload(
         // Whatever an earlier backup knew of it was known by other means.
         cache.known.values_mut().for_each(|known| known.settled = false);
     }
-    let mut uploader =
-        Uploader { root, cache, writer, monitor, device, start, stats: PassStats::default() };
+    let mut uploader = Uploader {
+        root,
+        apart,
+        cache,
+        writer,
+        monitor,
+        device,
+        start,
+        stats: PassStats::default(),
+    };
     walk(directory.as_fd(), Path::new(""), filter, &mut uploader)?;
     let stats = uploader.stats;
     if cache.reads_whole() {
@@ -116,6 +143,7 @@ pub(super) fn upload(
 
 struct Uploader<'a> {
     root: &'a Path,
+    apart: &'a Apart,
     cache: &'a mut Cache,
     writer: &'a Writer,
     monitor: &'a dyn Monitor,
@@ -132,7 +160,7 @@ impl Visitor for Uploader<'_> {
         if entry.kind == FileType::RegularFile {
             self.cache.bytes += entry.identity.size;
         }
-        if self.cache.settled(&entry.identity).is_some() {
+        if self.cache.settled(&entry.identity).is_some() || self.apart.has(&entry.identity) {
             return Ok(());
         }
         // What fails for a reason in the file itself fails again at the mark, and is named there.
@@ -238,13 +266,19 @@ enum What {
 }
 
 /// Fixes the tree: walks it, and reads what is not settled into a spool.
-pub(super) fn mark(root: &Path, filter: &Filter, cache: &Cache) -> io::Result<Marked> {
+pub(super) fn mark(
+    root: &Path,
+    filter: &Filter,
+    apart: &Apart,
+    cache: &Cache,
+) -> io::Result<Marked> {
     let directory = open_directory(CWD, root)?;
     let (file_system, _) = file_system(&directory)?;
     // Requests are held and the services stand still: what is stamped later was held by nobody.
     let begun = file_system_now(&directory);
     let mut marker = Marker {
         root,
+        apart,
         cache,
         begun,
         open: vec![Level::default()],
@@ -276,6 +310,7 @@ pub(super) fn mark(root: &Path, filter: &Filter, cache: &Cache) -> io::Result<Ma
 
 struct Marker<'a> {
     root: &'a Path,
+    apart: &'a Apart,
     cache: &'a Cache,
     /// When the mark began, by the file system's clock.
     begun: Nanoseconds,
@@ -295,6 +330,11 @@ struct Level {
 impl Visitor for Marker<'_> {
     fn entry(&mut self, entry: &Entry, parent: BorrowedFd<'_>) -> io::Result<()> {
         let Identity { device, inode, .. } = entry.identity;
+        if self.apart.has(&entry.identity) {
+            let why = "it is a service's own file, and captured there: `exclude` it here";
+            self.gap(&entry.path, why.to_owned());
+            return Ok(());
+        }
         self.doubt_if_late(&entry.identity, &entry.path);
         let what = if self.cache.settled(&entry.identity).is_some() {
             What::Known { device, inode }

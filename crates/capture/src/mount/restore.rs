@@ -17,14 +17,14 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stillpoint_model::progress::{Monitor, Silent};
-use stillpoint_repository::{BlobId, Reader, RestoreOptions};
+use stillpoint_repository::{BlobId, Node, Reader, RestoreOptions};
 use stillpoint_services::{Aside, Restore, ServiceError, Source};
 
 /// A mount's restore. Without what it is restored from it can still finish or undo.
 pub struct MountRestore {
     root: PathBuf,
     filter: Filter,
-    from: Option<(Arc<Reader>, BlobId)>,
+    from: Option<(Arc<Reader>, Node)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,9 +46,10 @@ impl Staging {
 }
 
 impl MountRestore {
-    /// Restores `tree` to the directory `root`. What the filter excludes is left where it is.
-    pub fn new(root: PathBuf, filter: Filter, reader: Arc<Reader>, tree: BlobId) -> Self {
-        Self { root: resolved(root), filter, from: Some((reader, tree)) }
+    /// Restores what is below `node` to the directory `root`, which gets the node's owner and mode
+    /// only if it has to be made. What the filter excludes is left where it is.
+    pub fn new(root: PathBuf, filter: Filter, reader: Arc<Reader>, node: Node) -> Self {
+        Self { root: resolved(root), filter, from: Some((reader, node)) }
     }
 
     /// Only to finish or undo a restore that was cut off.
@@ -56,8 +57,13 @@ impl MountRestore {
         Self { root: resolved(root), filter, from: None }
     }
 
-    fn from(&self) -> Result<&(Arc<Reader>, BlobId), ServiceError> {
-        self.from.as_ref().ok_or_else(|| ServiceError::new("there is no backup to restore from"))
+    fn from(&self) -> Result<(&Reader, &Node, &BlobId), ServiceError> {
+        let (reader, node) = self
+            .from
+            .as_ref()
+            .ok_or_else(|| ServiceError::new("there is no backup to restore from"))?;
+        let tree = node.subtree.as_ref().ok_or_else(|| ServiceError::new("it is no directory"))?;
+        Ok((reader, node, tree))
     }
 
     fn staging(&self, aside: &Aside) -> Result<Staging, ServiceError> {
@@ -145,7 +151,8 @@ impl Restore for MountRestore {
         // A first attempt may have been cut off.
         Self::remove_staging(&staging, |plan| plan.is_undone(&staging.root))?;
         if staging.created {
-            std::fs::create_dir_all(&staging.root).map_err(|e| at("create", &staging.root, e))?;
+            let (_, node, _) = self.from()?;
+            create_like(&staging.root, node).map_err(|e| at("create", &staging.root, e))?;
         }
         std::fs::create_dir(&staging.directory)
             .and_then(|()| {
@@ -155,7 +162,7 @@ impl Restore for MountRestore {
             })
             .map_err(|e| at("create", &staging.directory, e))?;
         try_exchange(&staging.directory)?;
-        let (reader, tree) = self.from()?;
+        let (reader, _, tree) = self.from()?;
         let options = RestoreOptions::default();
         let report = reader
             .restore(tree, &staging.loaded(), &options, &Silent)
@@ -171,7 +178,7 @@ impl Restore for MountRestore {
 
     fn verify(&mut self, aside: &Aside, _: &dyn Source) -> Result<(), ServiceError> {
         let staging = self.staging(aside)?;
-        let (reader, tree) = self.from()?;
+        let (reader, _, tree) = self.from()?;
         let monitor: &dyn Monitor = &Silent;
         let differences = reader
             .verify(tree, &staging.loaded(), monitor)
@@ -236,6 +243,18 @@ impl Restore for MountRestore {
         }
         Ok(())
     }
+}
+
+/// Makes a directory with a node's mode and, where that is permitted, its owner.
+fn create_like(directory: &Path, node: &Node) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    match std::os::unix::fs::chown(directory, Some(node.uid), Some(node.gid)) {
+        // As with every other file of a restore: only root gives files away.
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+        _ => {}
+    }
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(node.mode & 0o7777);
+    std::fs::set_permissions(directory, mode)
 }
 
 /// Fails where the file system cannot exchange two directories, before anything waits for it.
