@@ -170,7 +170,7 @@ fn a_dead_holders_processes_are_ended_but_not_others_with_their_number() {
     let scene = Scene::new();
     let (mut server, mut stranger) = (sleeper(), sleeper());
     let pid = |child: &Child| child.id().cast_signed();
-    let by = EndSignal::Interrupt;
+    let by = EndSignal::Terminate;
     let mut holder = Holder::connect(&scene.socket(), LONG);
     holder.register(
         vec![
@@ -181,7 +181,7 @@ fn a_dead_holders_processes_are_ended_but_not_others_with_their_number() {
         None,
     );
     holder.kill();
-    assert_eq!(server.wait().unwrap().signal(), Some(2));
+    assert_eq!(server.wait().unwrap().signal(), Some(15));
     scene.end();
     assert!(stranger.try_wait().unwrap().is_none());
     stranger.kill().unwrap();
