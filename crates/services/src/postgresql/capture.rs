@@ -90,13 +90,10 @@ impl PreparedDatabase {
         for warning in &self.schema.warnings {
             captured.gaps.push((format!("definitions in {}", self.name), warning.clone()));
         }
-        let large: i64 = holder
-            .query_one("SELECT count(*) FROM pg_largeobject_metadata", &[])
-            .map_err(fail)?
-            .get(0);
-        if large > 0 {
+        let large_objects = list::large_objects(holder).map_err(fail)?;
+        if large_objects > 0 {
             captured.gaps.push((
-                format!("{large} large objects in {}", self.name),
+                format!("{large_objects} large objects in {}", self.name),
                 "large objects are not captured yet".to_owned(),
             ));
         }
@@ -139,6 +136,7 @@ impl PreparedDatabase {
             mentioned,
             extensions: strings(extensions),
             has_public,
+            large_objects,
             foreign_tables: strings(foreign),
             tables,
             sequences,

@@ -34,6 +34,9 @@ pub(super) struct Database {
     pub(super) extensions: Vec<String>,
     /// False where the schema `public`, which every new database has, was dropped.
     pub(super) has_public: bool,
+    /// How many there were. They are not in the capture.
+    #[serde(default)]
+    pub(super) large_objects: i64,
     /// Captured as definitions: their data is another server's.
     pub(super) foreign_tables: Vec<String>,
     pub(super) tables: Vec<Table>,
@@ -51,6 +54,9 @@ pub(super) struct Properties {
     pub(super) provider: Option<String>,
     /// The locale of a provider other than libc.
     pub(super) locale: Option<String>,
+    /// None for the server's default.
+    #[serde(default)]
+    pub(super) tablespace: Option<String>,
     pub(super) connection_limit: i32,
     pub(super) comment: Option<String>,
     /// None where nothing was ever granted or revoked.

@@ -162,6 +162,7 @@ impl Session {
              SET search_path = ''; SET synchronize_seqscans = off; \
              SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC'; \
              SET extra_float_digits = 3; SET bytea_output = 'hex'; SET xmloption = 'content'; \
+             SET lc_monetary = 'C'; SET array_nulls = on; SET quote_all_identifiers = off; \
              SET standard_conforming_strings = on; SET client_min_messages = warning",
         )?;
         let version: String =

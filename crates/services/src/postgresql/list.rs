@@ -150,6 +150,11 @@ pub(super) fn read_sequences(
     Ok(values)
 }
 
+/// How many large objects there are in this database. Anyone may count them.
+pub(super) fn large_objects(client: &mut Client) -> Result<i64, postgres::Error> {
+    Ok(client.query_one("SELECT count(*) FROM pg_largeobject_metadata", &[])?.get(0))
+}
+
 /// Gives values the names that their sequences have in this session's snapshot.
 pub(super) fn named(
     client: &mut Client,
@@ -178,8 +183,9 @@ pub(super) fn properties(
         "SELECT pg_get_userbyid(d.datdba)::text, pg_encoding_to_char(d.encoding)::text, \
          d.datcollate::text, d.datctype::text, to_jsonb(d)->>'datlocprovider', \
          COALESCE(to_jsonb(d)->>'datlocale', to_jsonb(d)->>'daticulocale'), d.datconnlimit, \
-         shobj_description(d.oid, 'pg_database'), d.datacl IS NOT NULL \
-         FROM pg_database d WHERE d.datname = $1",
+         shobj_description(d.oid, 'pg_database'), d.datacl IS NOT NULL, \
+         NULLIF(t.spcname, 'pg_default')::text \
+         FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace WHERE d.datname = $1",
         &[&database],
     )?
     else {
@@ -192,6 +198,7 @@ pub(super) fn properties(
         ctype: row.get(3),
         provider: row.get(4),
         locale: row.get(5),
+        tablespace: row.get(9),
         connection_limit: row.get(6),
         comment: row.get(7),
         grants: None,

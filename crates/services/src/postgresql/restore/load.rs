@@ -39,7 +39,7 @@ impl PostgresRestore {
         let drop = format!("DROP DATABASE IF EXISTS {}", ident(aside));
         client.batch_execute(&drop).map_err(fail("drop"))?;
         client
-            .batch_execute(&create_statement(aside, &captured.properties, &target.properties.owner))
+            .batch_execute(&create_statement(aside, &captured.properties, &target.properties))
             .map_err(fail("create"))?;
         let mark =
             format!("COMMENT ON DATABASE {} IS {}", ident(aside), literal(&mark(&plan.token)));
@@ -138,11 +138,12 @@ fn drop_session(session: crate::postgresql::connection::Session) {
     let _ = session.client.close();
 }
 
-fn create_statement(name: &str, like: &Properties, owner: &str) -> String {
+/// What is stored is `like` the captured one; whose it is and where, as `carried` over.
+fn create_statement(name: &str, like: &Properties, carried: &Properties) -> String {
     let mut statement = format!(
         "CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
         ident(name),
-        ident(owner),
+        ident(&carried.owner),
         literal(&like.encoding),
         literal(&like.collate),
         literal(&like.ctype),
@@ -158,6 +159,9 @@ fn create_statement(name: &str, like: &Properties, owner: &str) -> String {
             }
             _ => {}
         }
+    }
+    if let Some(tablespace) = &carried.tablespace {
+        let _ = write!(statement, " TABLESPACE {}", ident(tablespace));
     }
     statement
 }

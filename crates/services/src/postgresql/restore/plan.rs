@@ -47,6 +47,8 @@ impl PostgresRestore {
                 refuse_unowned(&mut session.client, user, &live)?;
             }
             refuse_slots(&mut session.client, &live)?;
+            refuse_subscriptions(&mut session.client, &live)?;
+            self.refuse_large_objects(captured, found.is_some().then_some(live.as_str()))?;
             if !superuser {
                 // A live database keeps its owner; one that is gone gets the captured one's.
                 let owner = found.is_none().then_some(&captured.properties.owner);
@@ -54,6 +56,9 @@ impl PostgresRestore {
                 refuse_extensions(&mut session.client, captured)?;
             }
             let properties = found.unwrap_or_else(|| captured.properties.clone());
+            if let Some(tablespace) = &properties.tablespace {
+                refuse_tablespace(&mut session.client, user, tablespace)?;
+            }
             databases.push(Target {
                 captured: captured.name.clone(),
                 aside: beside(&live, "stillpoint", token),
@@ -63,6 +68,39 @@ impl PostgresRestore {
             });
         }
         Ok(Plan { token: token.to_owned(), databases })
+    }
+
+    /// The swap would put a database without them in the place of the live one, and the end of
+    /// the restore would drop that for good.
+    fn refuse_large_objects(
+        &self,
+        captured: &Database,
+        live: Option<&str>,
+    ) -> Result<(), ServiceError> {
+        let lost = |whose: String| {
+            ServiceError::new(format!(
+                "{whose} large objects, which this version can neither capture nor restore"
+            ))
+            .hint(
+                "they would be lost. Nothing was changed; load the captured files into a database \
+                 of its own by hand (docs/services.md says how) and move the large objects there \
+                 with lo_export and lo_import, or keep such content in a bytea column",
+            )
+        };
+        if captured.large_objects > 0 {
+            return Err(lost(format!(
+                "the captured database `{}` had {}",
+                captured.name, captured.large_objects
+            )));
+        }
+        let Some(live) = live else { return Ok(()) };
+        let count = list::large_objects(&mut self.login.connect(live)?.client).map_err(|e| {
+            ServiceError::new(format!("count the large objects in `{live}`")).because(e)
+        })?;
+        if count > 0 {
+            return Err(lost(format!("the database `{live}` has {count}")));
+        }
+        Ok(())
     }
 
     /// Which captured database goes where. A single one may go to another name.
@@ -122,6 +160,56 @@ fn refuse_slots(client: &mut Client, live: &str) -> Result<(), ServiceError> {
         names.join(", ")
     ))
     .hint("drop them with pg_drop_replication_slot() and create them anew after the restore"))
+}
+
+/// A database that has subscriptions can be neither renamed with them nor dropped, and a restored
+/// one would take up none of their work.
+fn refuse_subscriptions(client: &mut Client, live: &str) -> Result<(), ServiceError> {
+    let subscriptions = client
+        .query(
+            "SELECT s.subname::text FROM pg_subscription s \
+             JOIN pg_database d ON d.oid = s.subdbid WHERE d.datname = $1 ORDER BY 1",
+            &[&live],
+        )
+        .map_err(checked)?;
+    if subscriptions.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = subscriptions.iter().map(|row| row.get(0)).collect();
+    Err(ServiceError::new(format!(
+        "the database `{live}` has logical subscriptions ({}), which cannot move to a restored one",
+        names.join(", ")
+    ))
+    .hint("drop them with DROP SUBSCRIPTION and create them anew after the restore"))
+}
+
+/// The restored database goes where the live one is, or where the captured one was.
+fn refuse_tablespace(
+    client: &mut Client,
+    user: &str,
+    tablespace: &str,
+) -> Result<(), ServiceError> {
+    let row = client
+        .query_opt(
+            "SELECT has_tablespace_privilege(oid, 'CREATE') FROM pg_tablespace WHERE spcname = $1",
+            &[&tablespace],
+        )
+        .map_err(checked)?;
+    match row {
+        None => Err(ServiceError::new(format!(
+            "the tablespace `{tablespace}`, in which the captured database was, does not exist"
+        ))
+        .hint("create it; the captured globals.sql has the statement")),
+        Some(row) if row.get(0) => Ok(()),
+        Some(_) => Err(ServiceError::new(format!(
+            "`{user}` may not create a database in the tablespace `{tablespace}`"
+        ))
+        .hint(format!(
+            "as a superuser: GRANT CREATE ON TABLESPACE {} TO {}",
+            ident(tablespace),
+            ident(user)
+        ))),
+    }
 }
 
 /// Roles that the captured objects belong to or mention must exist, and owners be ours to give.

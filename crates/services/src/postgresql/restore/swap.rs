@@ -182,13 +182,14 @@ fn rename(client: &mut Client, renames: &[Rename<'_>], plan: &Plan) -> Result<()
     }
 }
 
-/// Tells every session in `database` to end. One by one: those of other roles may not be ours to
-/// end, and must not keep the rest alive. The server's own workers give way by themselves.
+/// Tells every process in `database` to end: sessions, senders of replication, workers. One by
+/// one: those of other roles may not be ours to end, and must not keep the rest alive. Of theirs
+/// the server may hide what they are. Autovacuum gives way by itself.
 fn end_sessions(client: &mut Client, database: &str) -> Result<(), ServiceError> {
     let sessions = client
         .query(
             "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() \
-             AND backend_type = 'client backend'",
+             AND backend_type IS DISTINCT FROM 'autovacuum worker'",
             &[&database],
         )
         .map_err(fail(format!("list the sessions in `{database}`")))?;
