@@ -21,7 +21,7 @@ const NEEDS: [Need; 4] = [
     Need { package: "postgresql", what: "PostgreSQL's server and pg_dump", found: has_postgresql },
     Need { package: "restic", what: "restic", found: || in_path("restic") },
     Need { package: "git", what: "git", found: || in_path("git") },
-    Need { package: "python3-minimal", what: "Python 3", found: || in_path("python3") },
+    Need { package: "python3", what: "Python 3", found: || in_path("python3") },
 ];
 
 /// Debian's file is read by `pg_createcluster` at installation.
