@@ -116,7 +116,7 @@ struct Held {
 }
 
 impl Lock {
-    /// Takes a shared lock, or says who has an exclusive one. Locks of the dead are removed.
+    /// Takes a shared lock, or says who has an exclusive one. Shared locks of the dead are removed.
     pub(crate) fn shared(
         store: Arc<dyn Store>,
         key: Arc<Key>,
@@ -241,7 +241,9 @@ impl State {
     }
 }
 
-/// Removes locks of the dead; refuses if a living process has an exclusive one.
+/// Removes shared locks of the dead; refuses if there is an exclusive one. That one is left to a
+/// person, however dead its owner looks: a process in another PID namespace, as in a container, of
+/// a host of the same name, cannot be seen from here, and may be removing packs.
 fn refuse_exclusive(
     store: &dyn Store,
     key: &Key,
@@ -265,6 +267,9 @@ fn refuse_exclusive(
             }
             Err(error) => return Err(error),
         };
+        if lock.exclusive {
+            return Err(RepositoryError::Locked(lock.owner()));
+        }
         if lock.is_stale() {
             match store.remove(FileKind::Lock, id) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -272,8 +277,6 @@ fn refuse_exclusive(
                 }
                 _ => {}
             }
-        } else if lock.exclusive {
-            return Err(RepositoryError::Locked(lock.owner()));
         }
     }
     Ok(())
@@ -335,13 +338,30 @@ mod tests {
     }
 
     #[test]
-    fn locks_of_the_dead_are_removed_and_a_distant_hosts_young_one_stays() {
+    fn an_exclusive_lock_is_never_removed_however_dead_its_owner_looks() {
+        let changes: [fn(&mut LockFile); 2] = [
+            |lock| lock.pid = dead(),
+            |lock| lock.time = Timestamp::now() - SignedDuration::from_hours(48),
+        ];
+        for change in changes {
+            let place = place();
+            let id = place.put(|lock| {
+                lock.exclusive = true;
+                change(lock);
+            });
+            let error = place.lock(None).err().unwrap();
+            assert!(error.hint().unwrap().contains("restic unlock"));
+            assert!(place.exists(&id));
+        }
+    }
+
+    #[test]
+    fn shared_locks_of_the_dead_are_removed_and_a_distant_hosts_young_one_stays() {
         let place = place();
-        let dead = place.put(|lock| (lock.pid, lock.exclusive) = (dead(), true));
+        let dead = place.put(|lock| lock.pid = dead());
         let old = place.put(|lock| {
             lock.hostname = "elsewhere".into();
             lock.time = Timestamp::now() - SignedDuration::from_mins(31);
-            lock.exclusive = true;
         });
         let young = place.put(|lock| lock.hostname = "elsewhere".into());
         place.lock(None).unwrap().release().unwrap();

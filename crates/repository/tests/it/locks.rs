@@ -20,7 +20,7 @@ fn the_stock_client_honours_our_lock() {
 }
 
 #[test]
-fn we_honour_the_stock_clients_exclusive_lock_and_pass_over_it_once_it_is_dead() {
+fn we_share_with_the_stock_clients_lock_and_remove_it_once_its_owner_is_dead() {
     let place = Place::new();
     let repository = place.init();
     // A shared lock, held while it waits for its input.
