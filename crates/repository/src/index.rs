@@ -5,12 +5,13 @@
 
 use crate::crypto::Key;
 use crate::error::RepositoryError;
-use crate::format::pack::{BlobKind, PackEntry};
+use crate::format::pack::{self, BlobKind, PackEntry};
 use crate::format::snapshot::nullable;
 use crate::format::unpacked;
 use crate::id::{BlobId, FileId};
 use crate::store::{FileKind, Store};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 
 /// Where a blob is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub(crate) struct Location {
     pub(crate) uncompressed: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Entry {
     id: BlobId,
     pack: u32,
@@ -43,6 +44,7 @@ impl Index {
     /// Reads every index file.
     pub(crate) fn load(store: &dyn Store, key: &Key) -> Result<Self, RepositoryError> {
         let mut index = Self::default();
+        let mut places = HashMap::new();
         let listed =
             || store.list(FileKind::Index).map_err(RepositoryError::store("list the index files"));
         let mut read = std::collections::HashSet::new();
@@ -52,7 +54,7 @@ impl Index {
                 continue;
             }
             match unpacked::read::<IndexFile>(store, key, FileKind::Index, &id) {
-                Ok(file) => index.add(file),
+                Ok(file) => index.add(file, &mut places),
                 // Another client merged index files while we listed them: list again.
                 Err(RepositoryError::Store { source, .. })
                     if source.kind() == std::io::ErrorKind::NotFound =>
@@ -66,10 +68,13 @@ impl Index {
         Ok(index)
     }
 
-    fn add(&mut self, file: IndexFile) {
+    /// `places` says where in `packs` a pack is: several index files may list it.
+    fn add(&mut self, file: IndexFile, places: &mut HashMap<FileId, u32>) {
         for pack in file.packs {
-            let place = self.packs.len() as u32;
-            self.packs.push(pack.id);
+            let place = *places.entry(pack.id).or_insert_with(|| {
+                self.packs.push(pack.id);
+                self.packs.len() as u32 - 1
+            });
             for blob in pack.blobs {
                 let entry = Entry {
                     id: blob.id,
@@ -88,10 +93,34 @@ impl Index {
 
     fn sort(&mut self) {
         for entries in [&mut self.data, &mut self.tree] {
-            entries.sort_unstable_by_key(|entry| (entry.id, entry.pack, entry.offset));
-            entries.dedup_by_key(|entry| (entry.id, entry.pack, entry.offset));
+            entries.sort_unstable_by_key(|entry| {
+                (entry.id, entry.pack, entry.offset, entry.length, entry.uncompressed)
+            });
+            entries.dedup();
             entries.shrink_to_fit();
         }
+    }
+
+    /// Forgets the blobs of packs that are not `stored` (names and sizes), or are shorter than what
+    /// the index says is in them: writers would otherwise take for stored what is lost. How many
+    /// such packs there are.
+    pub(crate) fn forget_lost(&mut self, stored: &[(FileId, u64)]) -> usize {
+        let stored: HashMap<FileId, u64> = stored.iter().copied().collect();
+        let mut needed = vec![pack::trailer_length(&[]); self.packs.len()];
+        for entry in self.data.iter().chain(&self.tree) {
+            needed[entry.pack as usize] +=
+                u64::from(entry.length) + pack::listed_length(entry.uncompressed != 0);
+        }
+        let lost: Vec<bool> = self
+            .packs
+            .iter()
+            .zip(needed)
+            .map(|(id, needed)| stored.get(id).is_none_or(|size| *size < needed))
+            .collect();
+        for entries in [&mut self.data, &mut self.tree] {
+            entries.retain(|entry| !lost[entry.pack as usize]);
+        }
+        lost.into_iter().filter(|lost| *lost).count()
     }
 
     fn of(&self, kind: BlobKind) -> &[Entry] {

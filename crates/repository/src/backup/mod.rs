@@ -92,6 +92,13 @@ impl Repository {
             snapshot.hostname.clone_from(host);
         }
         snapshot.excludes.clone_from(&options.excludes);
+        let lost = writer.stats().packs_lost;
+        if lost > 0 {
+            monitor.note(&format!(
+                "{lost} packs are missing or cut short: what they held is stored again if it is \
+                 still there; `check` says what is lost"
+            ));
+        }
         let reader = self.reader()?;
         let parent = if options.read_all { None } else { parent(&reader, &snapshot) };
         snapshot.parent = parent.map(|(id, _)| *id);

@@ -56,8 +56,13 @@ pub(crate) fn trailer(key: &Key, entries: &[PackEntry]) -> Vec<u8> {
 
 /// How many bytes of the pack the trailer takes.
 pub(crate) fn trailer_length(entries: &[PackEntry]) -> u64 {
-    let listed: usize = entries.iter().map(|e| if e.uncompressed == 0 { 37 } else { 41 }).sum();
-    (listed + OVERHEAD + 4) as u64
+    let listed: u64 = entries.iter().map(|entry| listed_length(entry.uncompressed != 0)).sum();
+    listed + (OVERHEAD + 4) as u64
+}
+
+/// How many bytes of the trailer one blob takes.
+pub(crate) fn listed_length(compressed: bool) -> u64 {
+    if compressed { 41 } else { 37 }
 }
 
 /// The blobs that a whole pack says it has; the reason if it says nothing sensible.

@@ -62,6 +62,9 @@ pub struct WriteStats {
     pub blobs_known: u64,
     /// Pack files written.
     pub packs: u64,
+    /// Packs that the index lists and that are gone or cut short: what they held is stored again
+    /// where it is met.
+    pub packs_lost: usize,
     /// Why the lock file could not be removed afterwards, if it could not.
     pub lock_left: Option<String>,
 }
@@ -75,6 +78,7 @@ pub struct Writer {
     uploaders: Vec<JoinHandle<()>>,
     lock: Option<Lock>,
     buffers: Mutex<Vec<Vec<u8>>>,
+    packs_lost: usize,
 }
 
 impl Writer {
@@ -92,7 +96,13 @@ impl Writer {
             options.on_lock.clone(),
         )?;
         // After the lock: nothing that this index lists can be removed now.
-        let index = repository.load_index()?;
+        let mut index = repository.load_index()?;
+        // After the index: every pack that it lists was there before it.
+        let stored = repository
+            .store()
+            .list(FileKind::Pack)
+            .map_err(RepositoryError::store("list the packs"))?;
+        let packs_lost = index.forget_lost(&stored);
         let shared = Arc::new(Shared::new(repository, index, options));
         let (work, jobs) = crossbeam_channel::bounded(2 * shared.workers);
         // Handed over, not queued: a waiting pack would only take memory.
@@ -105,6 +115,7 @@ impl Writer {
             uploaders: Vec::new(),
             lock: Some(lock),
             buffers: Mutex::default(),
+            packs_lost,
         };
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -262,6 +273,7 @@ impl Writer {
             blobs_new: counts.blobs_new.load(Relaxed),
             blobs_known: counts.blobs_known.load(Relaxed),
             packs: counts.packs.load(Relaxed),
+            packs_lost: self.packs_lost,
             lock_left: None,
         }
     }

@@ -158,3 +158,46 @@ fn a_wrong_password_and_a_missing_or_second_repository_are_told_apart() {
     assert_eq!(fs::read(place.path("repo/config")).unwrap(), config);
     assert_eq!(place.count("keys"), 1);
 }
+
+#[test]
+fn what_was_in_a_lost_or_cut_pack_is_stored_again_by_the_next_backup() {
+    for (trees, cut) in [(false, false), (false, true), (true, false), (true, true)] {
+        let place = Place::new();
+        fs::create_dir(place.path("source")).unwrap();
+        fs::write(place.path("source/file"), noise(3, 3 << 20)).unwrap();
+        // Clearly behind the file's change time, so that it counts as unchanged.
+        let now = jiff::Timestamp::now();
+        let options = |minutes| BackupOptions {
+            time: Some(now + jiff::SignedDuration::from_mins(minutes)),
+            ..BackupOptions::default()
+        };
+        let source = [place.path("source")];
+        place.init().backup(&source, &options(1), &Silent).unwrap();
+        let (data, tree) = packs(&place);
+        let pack = if trees { tree } else { data };
+        if cut {
+            change(&pack, |bytes| bytes.truncate(bytes.len() - 1));
+        } else {
+            fs::remove_file(&pack).unwrap();
+        }
+        let healing = place.open().backup(&source, &options(2), &Silent).unwrap();
+        assert_eq!(healing.stats.packs_lost, 1);
+        if !trees {
+            assert_eq!((healing.found.files_read, healing.found.files_unchanged), (1, 0));
+        }
+        // What the pack held is elsewhere now: without it nothing is lost.
+        let _ = fs::remove_file(&pack);
+        let reader = place.open().reader().unwrap();
+        let (_, snapshot) = reader.find_snapshot(&healing.snapshot.to_hex()).unwrap();
+        let target = place.path("target");
+        reader.restore(&snapshot.tree, &target, &RestoreOptions::default(), &Silent).unwrap();
+        // Its older name: newer stock clients know it too.
+        place.restic(&["rebuild-index"]);
+        let after = place.open().backup(&source, &options(3), &Silent).unwrap();
+        assert_eq!((after.stats.packs_lost, after.found.files_unchanged), (0, 1));
+        // The first snapshot's trees of the directories above may be lost for good.
+        if !trees {
+            place.restic_check();
+        }
+    }
+}
