@@ -11,22 +11,27 @@
 //! ctime only when the page was clean. On file systems where that does not hold (tmpfs, NFS, FUSE) nothing is ever settled
 //! and everything is read inside the hold, or doubted where it is too much.
 
+mod cache;
 mod exchange;
 mod filter;
 mod identity;
+mod mark;
 mod pass;
 mod restore;
 mod spool;
+mod store;
 mod walk;
 
+pub use cache::Earlier;
 pub use filter::{Filter, InvalidPattern};
-pub use pass::Earlier;
 pub use restore::MountRestore;
 
 use crate::CaptureError;
 use crate::participant::{Account, Participant, Rank};
+use cache::{Apart, Cache};
 use jiff::Timestamp;
-use pass::{Apart, Cache, Marked, PassStats};
+use mark::Marked;
+use pass::PassStats;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -177,7 +182,7 @@ impl Participant for MountParticipant {
     }
 
     fn mark(&mut self) -> Result<(), CaptureError> {
-        let marked = pass::mark(&self.root, &self.filter, &Apart::of(&self.apart), &self.cache)
+        let marked = mark::mark(&self.root, &self.filter, &Apart::of(&self.apart), &self.cache)
             .map_err(|e| self.fail("mark", e))?;
         let mut values = BTreeMap::from([
             ("entries".to_owned(), marked.entries.to_string()),

@@ -6,6 +6,7 @@ use super::identity::{Identity, file_type};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -92,4 +93,15 @@ fn list(directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     }
     names.sort_unstable();
     Ok(names)
+}
+
+/// Opens a file of a walk to be read, without leaving a trace where that is permitted.
+pub(super) fn open_file(parent: BorrowedFd<'_>, entry: &Entry) -> rustix::io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let name = Path::new(&entry.name);
+    // Access times are left alone where the kernel lets us: only a file's owner may ask for that.
+    match openat(parent, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => openat(parent, name, flags, Mode::empty()).map(File::from),
+        other => other.map(File::from),
+    }
 }
