@@ -509,3 +509,85 @@ fn a_directory_that_may_not_be_written_is_refused_in_the_plan() {
     assert_eq!(count(&path), 5);
     assert_eq!(leftovers(&path), Vec::<PathBuf>::new());
 }
+
+/// Plays a backup in another process that stops between mark and capture until its input ends.
+#[test]
+fn part_of_a_backup() {
+    let Some(path) = std::env::var_os("STILLPOINT_TEST_DATABASE") else { return };
+    let mut prepared = driver(Path::new(&path)).prepare().unwrap();
+    prepared.mark().unwrap();
+    println!("written: a copy");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+#[test]
+fn a_copy_that_a_killed_process_left_is_removed_by_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    drop(orders(&path, "delete", 50));
+    let spools = dir.path().join("spools");
+    fs::create_dir(&spools).unwrap();
+    let start = || {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "part_of_a_backup", "--nocapture"])
+            .env("STILLPOINT_TEST_DATABASE", &path)
+            .env("TMPDIR", &spools)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        await_writes(&mut lines, 1);
+        (child, lines)
+    };
+    let names = || -> std::collections::BTreeSet<PathBuf> {
+        fs::read_dir(&spools).unwrap().map(|entry| entry.unwrap().path()).collect()
+    };
+    let (mut living, _lines) = start();
+    let of_the_living = names();
+    let (mut killed, _) = start();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert_eq!(names().len(), 2, "the killed one has left its copy");
+    let (mut next, _more_lines) = start();
+    let after = names();
+    for child in [&mut living, &mut next] {
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+    assert_eq!(after.len(), 2, "those of the living one and of the next: {after:?}");
+    assert!(after.is_superset(&of_the_living));
+}
+
+#[test]
+fn a_link_that_is_changed_after_prepare_changes_nothing() {
+    for mode in MODES {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        drop(orders(&dir.path().join("a.db"), mode, 5));
+        drop(orders(&dir.path().join("b.db"), mode, 7));
+        std::os::unix::fs::symlink("a.db", &path).unwrap();
+        let mut prepared = driver(&path).prepare().unwrap();
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("b.db", &path).unwrap();
+        let memory = capture_prepared(prepared.as_mut(), || ());
+        drop(prepared);
+        restore(&driver(&path), &memory);
+        assert_eq!(count(&path), 5, "{mode}");
+    }
+}
+
+#[test]
+fn a_capture_whose_locks_were_dropped_fails() {
+    for file in ["app.db", "app.db-shm"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        drop(orders(&path, "wal", 50));
+        let mut prepared = driver(&path).prepare().unwrap();
+        prepared.mark().unwrap();
+        // As POSIX has it: to close any handle of a file drops all locks of the process on it.
+        drop(fs::File::open(dir.path().join(file)).unwrap());
+        let said = told(&prepared.capture(&Memory::default()).unwrap_err());
+        assert!(said.contains("locks") && said.contains("were dropped"), "{file}: {said}");
+    }
+}

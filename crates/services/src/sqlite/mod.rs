@@ -13,8 +13,10 @@
 
 mod connection;
 mod files;
+mod locks;
 mod prepared;
 mod restore;
+mod spool;
 mod swap;
 
 use std::path::PathBuf;

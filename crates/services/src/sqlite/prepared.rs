@@ -9,10 +9,11 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use stillpoint_model::manifest::Marker;
-use tempfile::TempDir;
 
 use super::connection::{copy, create, explained, open_live, open_still, pragma};
 use super::files::{Hashed, failed, refuse_full};
+use super::locks::Locks;
+use super::spool::Spool;
 use super::{DATABASE, FACTS};
 use crate::{Captured, Prepared, ServiceError, Sink};
 
@@ -24,16 +25,19 @@ const VERSION: u32 = 1;
 /// The order of the fields is the order in which they are dropped: connections before the handle
 /// of our own, whose closing drops this process's locks.
 pub(super) struct PreparedSqlite {
+    /// Without symbolic links: one that is changed later must not lead to another file.
     path: PathBuf,
     /// Sees what others write.
     control: Connection,
     /// Keeps the mark.
     reader: Connection,
     journal: Journal,
-    spool: TempDir,
+    spool: Spool,
     /// In rollback mode: the copy that the mark made.
     copied: bool,
     marked: bool,
+    /// Those that the last mark must keep until its copy is whole.
+    locks: Locks,
     own_handle: Option<File>,
 }
 
@@ -67,6 +71,9 @@ fn journal_of(connection: &Connection) -> Result<Journal, rusqlite::Error> {
 impl PreparedSqlite {
     pub(super) fn open(path: &Path) -> Result<Self, ServiceError> {
         let doing = || format!("open the SQLite database {}", path.display());
+        let real =
+            std::fs::canonicalize(path).map_err(|e| ServiceError::new(doing()).because(e))?;
+        let path = real.as_path();
         let found = std::fs::metadata(path).map_err(|e| ServiceError::new(doing()).because(e))?;
         if !found.is_file() {
             return Err(ServiceError::new(doing()).because("it is not a file"));
@@ -86,21 +93,19 @@ impl PreparedSqlite {
                 .because(format!("it is cut off at {} bytes", found.len()))
                 .hint("restore it from a backup; one of its present state would be damaged too"));
         }
-        let spool = tempfile::Builder::new()
-            .prefix("stillpoint-sqlite-")
-            .tempdir()
-            .map_err(|e| ServiceError::new("create a directory for a copy").because(e))?;
+        let spool = Spool::new()?;
         // It may grow until the mark.
         refuse_full(spool.path(), bytes / 8 * 9, "a copy of the database")
             .map_err(|e| e.hint("set TMPDIR to a directory with more room"))?;
         Ok(Self {
-            path: path.to_owned(),
+            path: real,
             control,
             reader,
             journal,
             spool,
             copied: false,
             marked: false,
+            locks: Locks::default(),
             own_handle: None,
         })
     }
@@ -128,6 +133,7 @@ impl PreparedSqlite {
         if rustix::fs::ioctl_ficlone(&target, &*source).is_err() {
             io::copy(source, &mut target).map_err(failed("copy", path))?;
         }
+        self.prove_locks()?;
         self.copied = true;
         Ok(())
     }
@@ -139,8 +145,22 @@ impl PreparedSqlite {
         let mut target = create(&spooled).map_err(|e| failed().because(e))?;
         copy(&self.reader, &mut target).map_err(|e| failed().because(e))?;
         target.close().map_err(|(_, e)| failed().because(e))?;
+        self.prove_locks()?;
         self.copied = true;
         Ok(())
+    }
+
+    /// A copy counts only if nobody could write into what it was made of.
+    fn prove_locks(&self) -> Result<(), ServiceError> {
+        if self.locks.stand_in(&Locks::of(&self.path)) {
+            return Ok(());
+        }
+        Err(ServiceError::new(format!("copy {}", self.path.display()))
+            .because("the locks of its mark were dropped, so the copy may be torn")
+            .hint(
+                "something in this process has opened and closed the database's files meanwhile: \
+                 is it in two services, or among the files of a volume in the same backup?",
+            ))
     }
 
     fn end_read(&self) -> Result<(), ServiceError> {
@@ -214,6 +234,7 @@ impl Prepared for PreparedSqlite {
     fn mark(&mut self) -> Result<Marker, ServiceError> {
         self.end_read()?;
         self.copied = false;
+        let before = Locks::of(&self.path);
         let begin = || -> Result<(Journal, i64, i64), rusqlite::Error> {
             let journal = journal_of(&self.reader)?;
             // BEGIN alone fixes nothing; the first read does.
@@ -227,6 +248,7 @@ impl Prepared for PreparedSqlite {
             return Err(ServiceError::new(format!("mark {}", self.path.display()))
                 .because("its journal mode has changed since it was prepared"));
         }
+        self.locks = Locks::of(&self.path).since(&before);
         if journal == Journal::Rollback {
             let copied = self.copy_file();
             self.end_read()?;
