@@ -3,7 +3,7 @@
 
 use crate::arguments::{Format, Global};
 use crate::failure::Failure;
-use crate::output::put;
+use crate::output::{put, tell};
 use crate::terminal::Terminal;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
@@ -133,8 +133,9 @@ pub(crate) fn run(global: &Global, arguments: &RepoArgs) -> Result<(), Failure> 
             backup(&access.open()?, paths, &options, &terminal)
         }
         RepoCommand::Snapshots { access } => {
-            let snapshots = access.open()?.snapshots().map_err(failure)?;
-            list_snapshots(&snapshots, global.format)
+            let list = access.open()?.list_snapshots().map_err(failure)?;
+            list_snapshots(&list.snapshots, global.format)?;
+            name_damaged(&list.damaged)
         }
         RepoCommand::Ls { access, snapshot } => {
             let reader = access.open()?.reader().map_err(failure)?;
@@ -275,9 +276,42 @@ fn list_snapshots(snapshots: &[(SnapshotId, Snapshot)], format: Format) -> Resul
     }
 }
 
+/// Names the snapshots that cannot be read; that there are any is a failure.
+fn name_damaged(damaged: &[(SnapshotId, RepositoryError)]) -> Result<(), Failure> {
+    let Some((_, first)) = damaged.first() else { return Ok(()) };
+    let lines: Vec<String> =
+        damaged.iter().map(|(id, error)| format!("\n  {}", unreadable(id, error))).collect();
+    let failed = Failure::new(format!(
+        "{} snapshots cannot be read; the others are listed:{}",
+        damaged.len(),
+        lines.concat()
+    ));
+    Err(match first.hint() {
+        Some(hint) => failed.hint(hint),
+        None => failed,
+    })
+}
+
+/// A damaged snapshot's id in full, which is its file's name, and the reason.
+fn unreadable(id: &SnapshotId, error: &RepositoryError) -> String {
+    let mut text = format!("{}: {error}", id.to_hex());
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
 /// The tree that `SNAPSHOT` or `SNAPSHOT:PATH` means.
 fn find(reader: &Reader, text: &str) -> Result<BlobId, Failure> {
     let (snapshot, path) = text.split_once(':').unwrap_or((text, ""));
+    if snapshot == "latest" {
+        // One of these may be the latest: said also to those who want quiet.
+        for (id, error) in reader.damaged() {
+            tell(&format!("note: passed over {}", unreadable(id, error)));
+        }
+    }
     let (_, snapshot) = reader
         .find_snapshot(snapshot)
         .map_err(|error| failure(error).hint("`stillpoint repo snapshots` shows what there is"))?;

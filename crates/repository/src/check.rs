@@ -6,7 +6,7 @@
 use crate::error::RepositoryError;
 use crate::format::pack::{self, BlobKind, PackEntry};
 use crate::format::tree::Tree;
-use crate::id::{BlobId, FileId};
+use crate::id::{BlobId, FileId, SnapshotId};
 use crate::index::Index;
 use crate::repository::Repository;
 use crate::store::FileKind;
@@ -50,22 +50,15 @@ impl Repository {
         let mut report = CheckReport::default();
         monitor.begin("check structure", None);
         // Snapshots before the index, as readers do.
-        let listed = self
-            .store()
-            .list(FileKind::Snapshot)
-            .map_err(RepositoryError::store("list the snapshots"))?;
-        let mut roots = Vec::new();
-        for (id, _) in listed {
-            match self.snapshot(&crate::id::SnapshotId(id.0)) {
-                Ok(snapshot) => roots.push((id, snapshot.tree)),
-                Err(error) => report.problems.push(explain(&error)),
-            }
-        }
+        let list = self.list_snapshots()?;
+        report.problems.extend(list.damaged.iter().map(|(_, error)| error.explain()));
+        let roots: Vec<_> =
+            list.snapshots.into_iter().map(|(id, snapshot)| (id, snapshot.tree)).collect();
         report.snapshots = roots.len();
         let index = match self.load_index() {
             Ok(index) => index,
             Err(error @ RepositoryError::Damaged { .. }) => {
-                report.problems.push(explain(&error));
+                report.problems.push(error.explain());
                 return Ok(report);
             }
             Err(error) => return Err(error),
@@ -113,7 +106,7 @@ impl Repository {
     fn check_trees(
         &self,
         index: &Index,
-        roots: &[(FileId, BlobId)],
+        roots: &[(SnapshotId, BlobId)],
         report: &mut CheckReport,
         monitor: &dyn Monitor,
     ) -> Result<(), RepositoryError> {
@@ -138,7 +131,7 @@ impl Repository {
                 let tree = match tree {
                     Ok(tree) => tree,
                     Err(error) => {
-                        complain(explain(&error));
+                        complain(error.explain());
                         continue;
                     }
                 };
@@ -240,15 +233,4 @@ impl Repository {
         }
         problems
     }
-}
-
-/// An error with all that caused it, in one line.
-fn explain(error: &RepositoryError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

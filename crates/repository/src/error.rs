@@ -106,6 +106,17 @@ impl RepositoryError {
         }
     }
 
+    /// It and all that caused it, in one line.
+    pub(crate) fn explain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        text
+    }
+
     #[allow(clippy::needless_pass_by_value, reason = "callers have errors and texts alike")]
     pub(crate) fn damaged(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
         let why = why.to_string();

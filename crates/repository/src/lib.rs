@@ -36,6 +36,6 @@ pub use format::tree::Tree;
 pub use id::{BlobId, InvalidId, SnapshotId};
 pub use lock::LockFiles;
 pub use read::{BlobReader, Difference, Reader, RestoreOptions, RestoreReport};
-pub use repository::Repository;
+pub use repository::{Repository, SnapshotList};
 pub use store::{FileId, FileKind, LocalStore, Store};
 pub use write::{WriteStats, Writer, WriterOptions};

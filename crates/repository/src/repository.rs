@@ -29,6 +29,15 @@ struct Inner {
     chunking: Chunking,
 }
 
+/// The snapshots of a repository.
+#[derive(Debug, Default)]
+pub struct SnapshotList {
+    /// Those that can be read, the oldest first.
+    pub snapshots: Vec<(SnapshotId, Snapshot)>,
+    /// Those that cannot, each with the reason.
+    pub damaged: Vec<(SnapshotId, RepositoryError)>,
+}
+
 /// The config's id is not used: there is one per repository.
 const CONFIG: FileId = FileId([0; 32]);
 
@@ -114,31 +123,38 @@ impl Repository {
     /// blobs are found. No lock is taken: a prune at the same time can make reading fail, but
     /// never give wrong data.
     pub fn reader(&self) -> Result<Reader, RepositoryError> {
-        let snapshots = self.snapshots()?;
+        let snapshots = self.list_snapshots()?;
         Ok(Reader::new(self.clone(), snapshots, self.load_index()?))
     }
 
-    /// All snapshots, the oldest first.
+    /// All snapshots, the oldest first; a damaged one is an error.
     pub fn snapshots(&self) -> Result<Vec<(SnapshotId, Snapshot)>, RepositoryError> {
+        let SnapshotList { snapshots, damaged } = self.list_snapshots()?;
+        damaged.into_iter().next().map_or(Ok(snapshots), |(_, error)| Err(error))
+    }
+
+    /// All snapshots, and those that cannot be read beside them.
+    pub fn list_snapshots(&self) -> Result<SnapshotList, RepositoryError> {
         let listed = self
             .store()
             .list(FileKind::Snapshot)
             .map_err(RepositoryError::store("list the snapshots"))?;
-        let mut snapshots = Vec::with_capacity(listed.len());
-        for (id, _) in listed {
-            match self.snapshot(&SnapshotId(id.0)) {
-                Ok(snapshot) => snapshots.push((SnapshotId(id.0), snapshot)),
+        let mut list = SnapshotList::default();
+        for id in listed.into_iter().map(|(id, _)| SnapshotId(id.0)) {
+            match self.snapshot(&id) {
+                Ok(snapshot) => list.snapshots.push((id, snapshot)),
                 // Removed by another process since it was listed.
                 Err(RepositoryError::Store { source, .. })
                     if source.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+                // One that is damaged must not keep the others from being restored.
+                Err(error) => list.damaged.push((id, error)),
             }
         }
-        snapshots.sort_by_key(|(id, snapshot)| (snapshot.time, *id));
-        Ok(snapshots)
+        list.snapshots.sort_by_key(|(id, snapshot)| (snapshot.time, *id));
+        Ok(list)
     }
 
-    pub(crate) fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot, RepositoryError> {
+    fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot, RepositoryError> {
         unpacked::read(self.store(), self.key(), FileKind::Snapshot, &FileId(id.0))
     }
 

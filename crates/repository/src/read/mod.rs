@@ -15,44 +15,56 @@ use crate::format::snapshot::Snapshot;
 use crate::format::tree::Tree;
 use crate::id::{BlobId, SnapshotId};
 use crate::index::Index;
-use crate::repository::Repository;
+use crate::repository::{Repository, SnapshotList};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 
 /// A repository as it was when the reader was made.
 pub struct Reader {
     repository: Repository,
-    snapshots: Vec<(SnapshotId, Snapshot)>,
+    list: SnapshotList,
     index: Index,
 }
 
 impl Reader {
-    pub(crate) fn new(
-        repository: Repository,
-        snapshots: Vec<(SnapshotId, Snapshot)>,
-        index: Index,
-    ) -> Self {
-        Self { repository, snapshots, index }
+    pub(crate) fn new(repository: Repository, list: SnapshotList, index: Index) -> Self {
+        Self { repository, list, index }
     }
 
-    /// The snapshots, the oldest first.
+    /// The snapshots that can be read, the oldest first.
     pub fn snapshots(&self) -> &[(SnapshotId, Snapshot)] {
-        &self.snapshots
+        &self.list.snapshots
     }
 
-    /// The snapshot that `text` means: an id, the beginning of just one, or `latest`.
+    /// The snapshots that cannot be read, each with the reason. Whoever lists or picks snapshots
+    /// is to name them: one of them may be the one that is missed.
+    pub fn damaged(&self) -> &[(SnapshotId, RepositoryError)] {
+        &self.list.damaged
+    }
+
+    /// The snapshot that `text` means: an id, the beginning of just one, or `latest` (of those that
+    /// can be read).
     pub fn find_snapshot(&self, text: &str) -> Result<&(SnapshotId, Snapshot), RepositoryError> {
         let missing = || RepositoryError::Missing(format!("snapshot {text}"));
         if text == "latest" {
-            return self.snapshots.last().ok_or_else(missing);
+            return self.list.snapshots.last().ok_or_else(missing);
         }
-        let mut found = self.snapshots.iter().filter(|(id, _)| id.to_hex().starts_with(text));
-        match (text.is_empty(), found.next(), found.next()) {
-            (false, Some(only), None) => Ok(only),
-            (false, Some(_), Some(_)) => Err(RepositoryError::Refused(format!(
+        let means = |id: &SnapshotId| !text.is_empty() && id.to_hex().starts_with(text);
+        let mut found = self.list.snapshots.iter().filter(|(id, _)| means(id));
+        let mut damaged = self.list.damaged.iter().filter(|(id, _)| means(id));
+        match (found.next(), damaged.next(), found.next().is_some() || damaged.next().is_some()) {
+            (Some(only), None, false) => Ok(only),
+            (None, Some((id, error)), false) => Err(RepositoryError::damaged(
+                format!("snapshot {}", id.short()),
+                match error {
+                    RepositoryError::Damaged { why, .. } => why.clone(),
+                    other => other.explain(),
+                },
+            )),
+            (None, None, _) => Err(missing()),
+            _ => Err(RepositoryError::Refused(format!(
                 "more than one snapshot's id begins with {text}"
             ))),
-            _ => Err(missing()),
         }
     }
 

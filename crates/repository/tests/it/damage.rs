@@ -106,7 +106,11 @@ fn a_damaged_index_snapshot_key_or_config_is_an_error() {
         change(&path, |bytes| bytes[30] ^= 1);
         if opens {
             assert!(!check(&place, false).is_empty(), "{folder}");
-            assert!(place.open().reader().is_err(), "{folder}");
+            let refused = match place.open().reader() {
+                Ok(reader) => !reader.damaged().is_empty(),
+                Err(_) => true,
+            };
+            assert!(refused, "{folder}");
         } else {
             let error = Repository::open(place.store(), PASSWORD).err().unwrap();
             assert!(matches!(error, RepositoryError::Damaged { .. }), "{error}");
@@ -200,4 +204,34 @@ fn what_was_in_a_lost_or_cut_pack_is_stored_again_by_the_next_backup() {
             place.restic_check();
         }
     }
+}
+
+#[test]
+fn a_damaged_snapshot_stops_neither_restores_of_others_nor_backups_and_is_named() {
+    let place = backed_up();
+    let good = place.open().snapshots().unwrap()[0].0;
+    let source = [place.path("source")];
+    let bad = place.open().backup(&source, &BackupOptions::default(), &Silent).unwrap().snapshot;
+    change(&place.path("repo/snapshots").join(bad.to_hex()), Vec::clear);
+    let named = |error: &RepositoryError| {
+        assert!(matches!(error, RepositoryError::Damaged { .. }), "{error}");
+        assert!(error.to_string().contains(&bad.short()), "{error}");
+    };
+
+    let reader = place.open().reader().unwrap();
+    assert_eq!(reader.snapshots().iter().map(|(id, _)| *id).collect::<Vec<_>>(), [good]);
+    let [(damaged, error)] = reader.damaged() else { panic!("{:?}", reader.damaged()) };
+    assert_eq!(*damaged, bad);
+    named(error);
+    named(&reader.find_snapshot(&bad.to_hex()).unwrap_err());
+    assert_eq!(reader.find_snapshot(&good.to_hex()).unwrap().0, good);
+    assert_eq!(reader.find_snapshot("latest").unwrap().0, good);
+    named(&place.open().snapshots().unwrap_err());
+    restore(&place).unwrap();
+
+    let next = place.open().backup(&source, &BackupOptions::default(), &Silent).unwrap();
+    assert_eq!(next.parent, Some(good));
+    let problems = check(&place, false);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains(&bad.short()), "{problems:?}");
 }
