@@ -25,8 +25,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use stillpoint_model::progress::Monitor;
 
-/// Coarser than any clock tick of a kernel.
-const TICK: SignedDuration = SignedDuration::from_millis(50);
+/// Coarser than any file system's: ext4 with small inodes counts change times in whole seconds, FAT
+/// in every second one.
+const TICK: SignedDuration = SignedDuration::from_millis(2500);
 
 pub(super) struct Walk<'a> {
     writer: &'a Writer,

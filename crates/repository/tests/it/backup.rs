@@ -190,10 +190,16 @@ fn a_change_in_the_tick_of_the_last_backup_is_not_missed() {
     fs::write(source.join("file"), "1").unwrap();
     let repository = place.init();
     let changed = Node::inspect(&source.join("file")).unwrap().changed;
-    let options = BackupOptions { time: Some(changed), ..BackupOptions::default() };
-    repository.backup(std::slice::from_ref(&source), &options, &Silent).unwrap();
-    let second = backup(&repository, &source, &Silent);
-    assert_eq!(second.found.files_read, 1, "it may have changed after it was read");
+    // Some file systems count whole seconds, FAT every second one.
+    for (after, files_read) in [(0, 1), (1000, 1), (2000, 1), (3000, 0)] {
+        let time = changed + jiff::SignedDuration::from_millis(after);
+        let options = BackupOptions { time: Some(time), ..BackupOptions::default() };
+        repository.backup(std::slice::from_ref(&source), &options, &Silent).unwrap();
+        let time = Some(time + jiff::SignedDuration::from_millis(1));
+        let options = BackupOptions { time, ..BackupOptions::default() };
+        let next = repository.backup(std::slice::from_ref(&source), &options, &Silent).unwrap();
+        assert_eq!(next.found.files_read, files_read, "{after} ms after the change");
+    }
 }
 
 #[test]
