@@ -119,6 +119,10 @@ pub(crate) fn open_blob(
         }
         plain = zstd::bulk::decompress(&plain, uncompressed as usize)
             .map_err(|error| format!("it cannot be decompressed: {error}"))?;
+        // Offsets in restored files are sums of these lengths.
+        if plain.len() != uncompressed as usize {
+            return Err(format!("it has {} bytes instead of {uncompressed}", plain.len()));
+        }
     }
     if BlobId::of(&plain) != *id {
         return Err("its content does not match its name".to_owned());
@@ -129,6 +133,18 @@ pub(crate) fn open_blob(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_blob_opens_only_with_the_length_that_is_listed() {
+        let key = Key::random();
+        let plain = [7; 1000];
+        let sealed = key.encrypt(&zstd::bulk::compress(&plain, 3).unwrap());
+        let id = BlobId::of(&plain);
+        assert_eq!(open_blob(&key, &sealed, 1000, &id).unwrap(), plain);
+        for wrong in [1, 999, 1001, 100_000, u32::MAX] {
+            assert!(open_blob(&key, &sealed, wrong, &id).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_pack_lists_what_is_in_it() {

@@ -278,6 +278,14 @@ impl Restore<'_> {
         let mut offset = job.offset;
         for id in &job.blobs {
             let data = self.reader.data(id)?;
+            // The offsets come from the index. A second copy of the blob, listed with another
+            // length, may have been the one that opened.
+            if data.len() as u64 != self.reader.blob_length(id)? {
+                return Err(RepositoryError::damaged(
+                    format!("the index's entry of data blob {}", id.short()),
+                    format!("the blob has {} bytes, which is not what it lists", data.len()),
+                ));
+            }
             for (place, piece) in data.chunks(HOLE).enumerate() {
                 if piece.iter().any(|byte| *byte != 0) {
                     job.file
