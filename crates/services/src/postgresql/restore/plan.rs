@@ -162,8 +162,8 @@ fn refuse_slots(client: &mut Client, live: &str) -> Result<(), ServiceError> {
     .hint("drop them with pg_drop_replication_slot() and create them anew after the restore"))
 }
 
-/// A database that has subscriptions can be neither renamed with them nor dropped, and a restored
-/// one would take up none of their work.
+/// A database that has subscriptions cannot be dropped, their workers would go on in the one that
+/// was swapped out, and the restored one would take up none of their work.
 fn refuse_subscriptions(client: &mut Client, live: &str) -> Result<(), ServiceError> {
     let subscriptions = client
         .query(
