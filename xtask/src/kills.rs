@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 /// What became of a kill.
 pub(crate) struct Killed {
-    /// How long the backup had been running, in milliseconds.
-    pub(crate) after_ms: u128,
+    /// How long the backup had been running; none: it was faster than the kill.
+    pub(crate) after: Option<Duration>,
     /// What it had said last: the phase that it was in.
     pub(crate) phase: String,
     /// Whether the backup had been published before.
@@ -52,11 +52,11 @@ pub(crate) fn round(binary: &Path, keep: &Path, delay: Duration) -> Result<Kille
     }
     let published = check(keep).map_err(|why| format!("killed in `{phase}`: {why}"))?;
     fs::remove_file(&log).map_err(|error| error.to_string())?;
-    Ok(Killed { after_ms: after.as_millis(), phase, published })
+    Ok(Killed { after, phase, published })
 }
 
-/// Waits for the demo's backup to begin, and kills it.
-fn kill_backup(demo: &mut Child, delay: Duration) -> Result<Duration, String> {
+/// Waits for the demo's backup to begin, and kills it, if it still runs after the delay.
+fn kill_backup(demo: &mut Child, delay: Duration) -> Result<Option<Duration>, String> {
     let backup = loop {
         if let Some(pid) = child_with(demo.id(), "backup:create") {
             break pid;
@@ -73,7 +73,7 @@ fn kill_backup(demo: &mut Child, delay: Duration) -> Result<Duration, String> {
         .stderr(Stdio::null())
         .status()
         .map_err(|error| error.to_string())?;
-    if kill.success() { Ok(begun.elapsed()) } else { Err("the backup was faster".to_owned()) }
+    Ok(kill.success().then(|| begun.elapsed()))
 }
 
 /// The child of `parent` that has `word` among its arguments.

@@ -82,12 +82,15 @@ fn kill(options: &Options, binary: &Path, dir: &Path, dice: &mut Dice) -> Result
         let delay = Duration::from_millis(dice.below(LONGEST_BACKUP_MS));
         match kills::round(binary, &keep, delay) {
             Ok(done) => {
-                println!(
-                    "kill {number}: good, after {} ms in `{}`{}",
-                    done.after_ms,
-                    done.phase,
-                    if done.published { ", published already" } else { "" }
-                );
+                match done.after {
+                    Some(after) => println!(
+                        "kill {number}: good, after {} ms in `{}`{}",
+                        after.as_millis(),
+                        done.phase,
+                        if done.published { ", published already" } else { "" }
+                    ),
+                    None => println!("kill {number}: good, but the backup was faster"),
+                }
                 survived += 1;
                 fs::remove_dir_all(&keep).map_err(|error| failed(&keep, &error))?;
             }
@@ -198,7 +201,7 @@ fn tally(options: &Options, good: &mut [Round], survived: u64) -> Outcome {
         );
         println!("requests: {}, none failed", good.iter().map(|round| round.requests).sum::<u64>());
     }
-    println!("{survived} of {} kills went unnoticed", options.kills);
+    println!("{survived} of {} kill rounds good: nobody noticed", options.kills);
     if good.len() as u64 == options.rounds && survived == options.kills {
         Ok(())
     } else {
