@@ -8,9 +8,9 @@ use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const OPEN: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -77,12 +77,6 @@ impl Directory {
             }
         }
         Ok(true)
-    }
-
-    /// A path that means the entry for as long as this directory is open, for calls that know no
-    /// descriptors. They must not follow links.
-    pub(super) fn path_of(&self, name: &OsStr) -> PathBuf {
-        Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string()).join(name)
     }
 }
 
