@@ -73,7 +73,8 @@ struct Job {
     offset: u64,
 }
 
-type Links = HashMap<(u64, u64), PathBuf>;
+/// The first name of each file that has several, by device and inode.
+type Links = HashMap<(u64, u64), (PathBuf, Node)>;
 
 impl Reader {
     /// Restores the entries of `tree` into `target`, which is created if it is missing and must
@@ -216,13 +217,18 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// Makes a second name for a file that was restored before. False: restore it by itself.
+    /// Makes a second name for a file that was restored before. False: restore it by itself. Equal
+    /// numbers alone prove nothing: during a backup a number can pass from one file to another, and
+    /// file systems of several snapshots or containers can share a device's.
     fn linked(&self, directory: &Directory, path: &Path, node: &Node, links: &mut Links) -> bool {
         let key = (node.device_id, node.inode);
-        let Some(first) = links.get(&key) else {
-            links.insert(key, path.to_owned());
+        let Some((first, same)) = links.get(&key) else {
+            links.insert(key, (path.to_owned(), node.clone()));
             return false;
         };
+        if !is_same_file(same, node) {
+            return false;
+        }
         let linked = open_parent(self.target, first)
             .and_then(|(parent, name)| directory.link(&node.name, &parent, name));
         if let Err(error) = &linked {
@@ -324,6 +330,11 @@ impl Restore<'_> {
     }
 }
 
+fn is_same_file(one: &Node, other: &Node) -> bool {
+    let what = |node: &Node| (node.kind.clone(), node.size, node.device, node.link_target.clone());
+    what(one) == what(other) && one.content == other.content
+}
+
 impl Reader {
     /// How long a data blob's content is, by the index.
     pub(super) fn blob_length(&self, id: &BlobId) -> Result<u64, RepositoryError> {
@@ -349,7 +360,34 @@ mod tests {
     use crate::store::LocalStore;
     use crate::write::WriterOptions;
     use jiff::Timestamp;
+    use std::os::unix::fs::MetadataExt;
     use stillpoint_model::progress::Silent;
+
+    #[test]
+    fn files_of_one_inode_are_linked_only_if_their_content_is_the_same() {
+        let place = tempfile::tempdir().unwrap();
+        let store = Arc::new(LocalStore::new(place.path().join("repo")).unwrap());
+        let repository = Repository::init(store, "x").unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        let writer = repository.writer(WriterOptions::default()).unwrap();
+        let node = |name: &str, text: &str| {
+            let content = writer.save_data(&mut text.as_bytes()).unwrap();
+            let mut node = Node::file(name, content, now);
+            (node.links, node.inode, node.device_id) = (2, 7, 1);
+            node
+        };
+        let nodes = vec![node("a", "one"), node("b", "two"), node("c", "one")];
+        let root = writer.save_tree(&Tree { nodes }).unwrap();
+        writer.publish(Snapshot::new(root, Vec::new(), Vec::new(), now)).unwrap();
+        let target = place.path().join("target");
+        let reader = repository.reader().unwrap();
+        reader.restore(&root, &target, &RestoreOptions::default(), &Silent).unwrap();
+        let read = |name: &str| fs::read_to_string(target.join(name)).unwrap();
+        assert_eq!([read("a"), read("b"), read("c")], ["one", "two", "one"]);
+        let inode = |name: &str| fs::metadata(target.join(name)).unwrap().ino();
+        assert_eq!(inode("a"), inode("c"));
+        assert_ne!(inode("a"), inode("b"));
+    }
 
     #[test]
     fn a_tree_with_names_that_leave_their_directory_is_refused() {
