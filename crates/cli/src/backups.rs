@@ -4,6 +4,7 @@ use crate::arguments::{Format, GetArgs, Global, ListArgs};
 use crate::failure::Failure;
 use crate::output::{put, tell};
 use crate::place::Place;
+use crate::terminal::Terminal;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use stillpoint_model::ids::BackupId;
@@ -39,6 +40,7 @@ impl Stored {
                 }
             }
         }
+        unreadable.extend(damaged(reader));
         all.sort_by_key(|backup| std::cmp::Reverse(backup.manifest.created));
         (all, unreadable)
     }
@@ -106,6 +108,20 @@ impl Stored {
         let node = reader.lookup(&self.tree, &path).map_err(|e| fail().because(&e))?;
         let tree = node.subtree.ok_or_else(fail)?;
         Ok((node, tree))
+    }
+}
+
+/// Snapshots that cannot even be opened, so that nothing tells which environment they are of.
+fn damaged(reader: &Reader) -> impl Iterator<Item = Failure> + '_ {
+    reader.damaged().iter().map(|(id, error)| {
+        Failure::new(format!("snapshot {id} is damaged, whatever it is of")).because(error)
+    })
+}
+
+/// Says that there may be newer backups than those that can be seen.
+pub(crate) fn warn_of_damaged(reader: &Reader, terminal: &Terminal) {
+    for failure in damaged(reader) {
+        terminal.say(&format!("warning: {failure}"));
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failur
     let reader =
         repository.reader().map_err(|e| Failure::new("read the repository's index").because(&e))?;
     let reader = Arc::new(reader);
+    crate::backups::warn_of_damaged(&reader, &terminal);
     let stored = match &arguments.id {
         Some(id) => Stored::one(&place, &reader, id)?,
         None => Stored::newest(&place, &reader)?.ok_or_else(|| {

@@ -216,3 +216,28 @@ fn a_database_that_a_mount_leads_to_by_another_path_is_not_opened_there() {
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(stderr(&output).contains("uploads: hidden.db: "), "{}", stderr(&output));
 }
+
+#[test]
+fn a_damaged_snapshot_is_named_and_hides_no_other_backup() {
+    let environment = Environment::new();
+    let id = environment.succeed(&["backup:create"]);
+    environment.succeed(&["backup:create"]);
+    let snapshots = environment.path("store/test/production/snapshots");
+    let newest = std::fs::read_dir(&snapshots)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .max_by_key(|entry| entry.metadata().unwrap().modified().unwrap())
+        .unwrap();
+    std::fs::remove_file(newest.path()).unwrap();
+    std::fs::write(newest.path(), "").unwrap();
+    let name = newest.file_name().into_string().unwrap();
+
+    let output = environment.run(&["backup:list", "--format", "plain"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with(&id));
+    assert!(stderr(&output).contains(&name), "{}", stderr(&output));
+    let output = environment.run(&["backup:restore", "-y", "--no-safety-backup"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains(&name), "{}", stderr(&output));
+    environment.succeed(&["backup:create"]);
+}
