@@ -94,6 +94,10 @@ pub fn back_up(
     watchdog: &Arc<Guard>,
     monitor: &dyn Monitor,
 ) -> Result<Backup, CaptureError> {
+    if !order.live && !participants.iter().any(|p| p.rank() == Rank::Gateway) {
+        return Err(CaptureError::new("hold: the environment has no gateway")
+            .hint("add one to stillpoint.yaml, or take a live backup with --live"));
+    }
     let created = Timestamp::now();
     let registry = Registry::new(watchdog);
     let writer = repository
@@ -144,10 +148,6 @@ fn still_point(
     registry: &Registry,
     monitor: &dyn Monitor,
 ) -> Result<Moment, CaptureError> {
-    if !participants.iter().any(|p| p.rank() == Rank::Gateway) {
-        return Err(CaptureError::new("hold: the environment has no gateway")
-            .hint("add one to stillpoint.yaml, or take a live backup with --live"));
-    }
     let hold = HoldOrder {
         id: order.backup.to_string(),
         drain_timeout: order.limits.drain_timeout,
