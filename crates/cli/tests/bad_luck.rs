@@ -103,6 +103,14 @@ fn a_request_that_does_not_finish_fails_the_backup_and_is_named_and_all_others_g
     environment.assert_restic_is_content();
 }
 
+/// A request that the application answers only once it is let go; it is in flight by now.
+fn hang(environment: &Environment) -> std::thread::JoinHandle<String> {
+    let address = environment.gateway();
+    let hanging = std::thread::spawn(move || get(address, "/hang").unwrap());
+    environment.application.await_hanging(1);
+    hanging
+}
+
 /// Ends a coordinator in a certain state, and looks at what is left of it.
 fn killed(environment: &Environment, customers: &Customers, mut coordinator: Followed) {
     coordinator.signal(Signal::KILL);
@@ -136,8 +144,7 @@ fn await_state(environment: &Environment, wanted: State) {
 fn a_coordinator_that_is_killed_in_the_drain_leaves_nothing_behind() {
     let environment = Environment::new();
     let address = environment.gateway();
-    let hanging = std::thread::spawn(move || get(address, "/hang").unwrap());
-    environment.application.await_hanging(1);
+    let hanging = hang(&environment);
     let customers = Customers::start(address, 4);
     let coordinator = Followed::start(&mut environment.stillpoint(&["backup:create"]));
     await_state(&environment, State::Draining);
@@ -163,8 +170,7 @@ fn a_coordinator_that_is_killed_in_the_mark_leaves_nothing_behind() {
     let database = blocked_database(&environment);
     let address = environment.gateway();
     // One request in flight lets us block the database between prepare and mark.
-    let hanging = std::thread::spawn(move || get(address, "/hang").unwrap());
-    environment.application.await_hanging(1);
+    let hanging = hang(&environment);
     let customers = Customers::start(address, 4);
     let coordinator = Followed::start(&mut environment.stillpoint(&["backup:create"]));
     await_state(&environment, State::Draining);
@@ -198,8 +204,7 @@ fn a_coordinator_that_is_killed_in_the_capture_leaves_nothing_behind() {
 fn a_coordinator_that_sleeps_through_its_hold_does_not_claim_a_backup() {
     let environment = Environment::with(", max_hold: 500ms, drain_timeout: 400ms", "");
     let address = environment.gateway();
-    let hanging = std::thread::spawn(move || get(address, "/hang").unwrap());
-    environment.application.await_hanging(1);
+    let hanging = hang(&environment);
     let customers = Customers::start(address, 4);
     let coordinator = Followed::start(&mut environment.stillpoint(&["backup:create"]));
     await_state(&environment, State::Draining);
@@ -223,9 +228,7 @@ fn a_coordinator_that_sleeps_through_its_hold_does_not_claim_a_backup() {
 fn a_coordinator_that_sleeps_while_it_blocks_writers_is_ended() {
     let environment = Environment::with(", max_hold: 500ms, drain_timeout: 400ms", "");
     let database = blocked_database(&environment);
-    let address = environment.gateway();
-    let hanging = std::thread::spawn(move || get(address, "/hang").unwrap());
-    environment.application.await_hanging(1);
+    let hanging = hang(&environment);
     let coordinator = Followed::start(&mut environment.stillpoint(&["backup:create"]));
     await_state(&environment, State::Draining);
     coordinator.signal(Signal::STOP);
@@ -388,9 +391,7 @@ fn a_killed_restore_is_undone_or_finished_by_the_watchdog() {
     let environment = Environment::new();
     let id = environment.succeed(&["backup:create"]);
     std::fs::write(environment.path("uploads/a.txt"), "changed").unwrap();
-    let address = environment.gateway();
-    let hanging = std::thread::spawn(move || get(address, "/hang").unwrap());
-    environment.application.await_hanging(1);
+    let hanging = hang(&environment);
     let restore = ["backup:restore", &id, "-y", "--no-safety-backup"];
     let mut restoring = Followed::start(&mut environment.stillpoint(&restore));
     // Everything has been loaded aside by now, and the drain waits for the request.
@@ -517,9 +518,7 @@ fn environments_and_gateways_with_names_alike_do_not_share_sockets() {
 fn abandoned_restore(environment: &Environment, watchdog: support::Server) -> std::path::PathBuf {
     let id = environment.succeed(&["backup:create"]);
     std::fs::write(environment.path("uploads/a.txt"), "changed").unwrap();
-    let address = environment.gateway();
-    let hanging = std::thread::spawn(move || get(address, "/hang").unwrap());
-    environment.application.await_hanging(1);
+    let hanging = hang(environment);
     let restore = ["backup:restore", &id, "-y", "--no-safety-backup"];
     let mut restoring = Followed::start(&mut environment.stillpoint(&restore));
     await_state(environment, State::Draining);
