@@ -206,10 +206,12 @@ fn play(
         "{} customers order for {} s; the backup begins after a third of it",
         arguments.connections, arguments.seconds
     ));
-    let load = stage.start_load(arguments.connections, arguments.seconds)?;
+    let load = stage.start_load(arguments.connections, duration)?;
     load.wait_for(duration / 3, terminal)?;
     terminal.say("taking a backup");
     let backup = stage.back_up(terminal);
+    // However long that took: customers are still there when it ends.
+    load.wait_for(duration, terminal)?;
     // Whatever became of the backup, what the customers saw counts.
     let summary = load.end(terminal)?;
     report.load(&summary);

@@ -300,12 +300,14 @@ impl Stage {
         self.gateway_address.ok_or_else(|| Failure::new("the gateway is not open"))
     }
 
-    /// Starts the customers.
-    pub(super) fn start_load(&self, connections: u16, seconds: u64) -> Result<Load, Failure> {
+    /// Starts the customers. They order until they are told to go; should nobody tell them, they
+    /// go by themselves long after `duration`.
+    pub(super) fn start_load(&self, connections: u16, duration: Duration) -> Result<Load, Failure> {
         let mut command = Command::new(&self.program);
         command.arg("demo-load").arg("--target").arg(self.gateway()?.to_string());
         command.arg("--connections").arg(connections.to_string());
-        command.arg("--seconds").arg(seconds.to_string());
+        let longest = duration + Duration::from_secs(3600);
+        command.arg("--seconds").arg(longest.as_secs().to_string());
         command.arg("--log").arg(self.load_log());
         Load::start(&mut command)
     }
@@ -469,8 +471,9 @@ impl Load {
         }
     }
 
-    /// Waits until they have gone.
+    /// Tells them to go, and waits until the last has its answer.
     pub(super) fn end(mut self, terminal: &Terminal) -> Result<load::Summary, Failure> {
+        drop(self.process.child.stdin.take());
         let mut last = String::new();
         while let Ok(line) = self.lines.recv() {
             show(&line, terminal);
