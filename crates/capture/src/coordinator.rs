@@ -57,6 +57,14 @@ pub struct Limits {
     pub settle: Duration,
 }
 
+impl Limits {
+    /// The order for a hold within these bounds; `id` says whose it is.
+    pub(crate) fn hold(&self, id: String) -> HoldOrder {
+        let Self { drain_timeout, max_hold, silence, .. } = *self;
+        HoldOrder { id, drain_timeout, max_hold, silence }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -148,12 +156,7 @@ fn still_point(
     registry: &Registry,
     monitor: &dyn Monitor,
 ) -> Result<Moment, CaptureError> {
-    let hold = HoldOrder {
-        id: order.backup.to_string(),
-        drain_timeout: order.limits.drain_timeout,
-        max_hold: order.limits.max_hold,
-        silence: order.limits.silence,
-    };
+    let hold = order.limits.hold(order.backup.to_string());
     let undo = participants.iter().flat_map(|p| p.undo()).collect();
     registry.set(undo, Some(order.limits.max_hold))?;
     monitor.begin("hold", None);

@@ -1,12 +1,12 @@
 //! The coordinator's own rules, with participants that do what a script says. The real ones are
 //! tested where they live, and all together by the whole binary.
 
+mod common;
+
 use jiff::Timestamp;
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
-use stillpoint_capture::watchdog::{Guard, Watchdog, WatchdogOptions};
+use stillpoint_capture::watchdog::Guard;
 use stillpoint_capture::{
     Account, BackupOrder, CaptureError, HoldOrder, Limits, Participant, Rank, back_up,
 };
@@ -148,15 +148,7 @@ impl Scene {
         std::fs::create_dir(&store).unwrap();
         let store = LocalStore::new(store).unwrap();
         let repository = Repository::init(Arc::new(store), "password").unwrap();
-        let socket = top.path().join("w.sock");
-        let watchdog = Watchdog::bind(WatchdogOptions {
-            socket: socket.clone(),
-            program: PathBuf::from("/bin/true"),
-            until_idle: true,
-        })
-        .unwrap();
-        std::thread::spawn(|| watchdog.serve());
-        let guard = Arc::new(Guard::connect(&socket, Duration::from_secs(60)).unwrap());
+        let guard = Arc::new(common::guard(top.path()));
         Self { top, repository, guard, log: Log::default() }
     }
 

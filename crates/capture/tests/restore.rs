@@ -1,13 +1,14 @@
 //! The order of a restore's steps, and what becomes of it when any of them fails or it is cut off
 //! there. The steps themselves are scripted; the real ones are tested with their services.
 
+mod common;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use stillpoint_capture::restore::{
     Journal, JournalPart, Phase, Recovered, RestoreOrder, RestorePart, recover, restore,
 };
-use stillpoint_capture::watchdog::{Guard, Watchdog, WatchdogOptions};
+use stillpoint_capture::watchdog::Guard;
 use stillpoint_capture::{CaptureError, Limits, NoStreams};
 use stillpoint_model::ids::BackupId;
 use stillpoint_model::manifest::Role;
@@ -78,15 +79,7 @@ struct Scene {
 impl Scene {
     fn failing(fails: &[&str]) -> Self {
         let top = tempfile::tempdir().unwrap();
-        let socket = top.path().join("w.sock");
-        let watchdog = Watchdog::bind(WatchdogOptions {
-            socket: socket.clone(),
-            program: PathBuf::from("/bin/true"),
-            until_idle: true,
-        })
-        .unwrap();
-        std::thread::spawn(|| watchdog.serve());
-        let guard = Guard::connect(&socket, Duration::from_secs(60)).unwrap();
+        let guard = common::guard(top.path());
         let fails = fails.iter().map(|f| (*f).to_owned()).collect();
         let world = Arc::new(Mutex::new(World { fails, ..World::default() }));
         Self { top, guard, world }

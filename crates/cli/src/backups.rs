@@ -159,7 +159,8 @@ pub(crate) fn get(global: &Global, arguments: &GetArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn open(place: &Place) -> Result<Reader, Failure> {
+/// Opens the environment's repository for reading.
+pub(crate) fn open(place: &Place) -> Result<Reader, Failure> {
     place
         .repository(false)?
         .reader()
@@ -180,6 +181,16 @@ pub(crate) fn completeness(completeness: Completeness) -> &'static str {
     match completeness {
         Completeness::Complete => "complete",
         Completeness::Partial => "partial",
+    }
+}
+
+/// Says what keeps a held backup from being consistent, if anything does.
+pub(crate) fn tell_doubts(manifest: &Manifest, which: &str, terminal: &Terminal) {
+    if manifest.consistency == Consistency::CrashConsistent {
+        terminal.say(&format!("{which} is crash-consistent only:"));
+        for doubt in manifest.doubts.iter().take(10) {
+            terminal.say(&format!("  {doubt}"));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! `backup:create`: this process is the coordinator.
 
 use crate::arguments::{CreateArgs, Format, Global};
-use crate::backups::{LIVE_WARNING, Stored, object};
+use crate::backups::{LIVE_WARNING, Stored, object, tell_doubts};
 use crate::environment;
 use crate::failure::Failure;
 use crate::output::put;
@@ -14,7 +14,7 @@ use stillpoint_capture::watchdog::Guard;
 use stillpoint_capture::{Backup, BackupOrder, Limits, back_up};
 use stillpoint_model::config::OnPartial;
 use stillpoint_model::ids::BackupId;
-use stillpoint_model::manifest::{Completeness, Consistency};
+use stillpoint_model::manifest::Completeness;
 
 /// Takes a backup and prints its id.
 pub(crate) fn run(global: &Global, arguments: &CreateArgs) -> Result<(), Failure> {
@@ -139,10 +139,5 @@ fn summarise(backup: &Backup, terminal: &Terminal) {
         )),
         None => terminal.say(&sizes),
     }
-    if manifest.consistency == Consistency::CrashConsistent {
-        terminal.say("the backup is crash-consistent only:");
-        for doubt in manifest.doubts.iter().take(10) {
-            terminal.say(&format!("  {doubt}"));
-        }
-    }
+    tell_doubts(manifest, "the backup", terminal);
 }

@@ -5,7 +5,7 @@ use crate::backups::{LIVE_WARNING, Stored};
 use crate::failure::Failure;
 use crate::place::{Activity, Place};
 use crate::terminal::Terminal;
-use crate::{create, environment};
+use crate::{backups, create, environment};
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use stillpoint_capture::restore::{Recovered, RestoreOrder, recover, restore};
@@ -17,11 +17,8 @@ use stillpoint_model::manifest::{Completeness, Consistency, Manifest};
 pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failure> {
     let place = Place::find(global, None)?;
     let terminal = Terminal::new(global.quiet, global.verbose > 0);
-    let repository = place.repository(false)?;
-    let reader =
-        repository.reader().map_err(|e| Failure::new("read the repository's index").because(&e))?;
-    let reader = Arc::new(reader);
-    crate::backups::warn_of_damaged(&reader, &terminal);
+    let reader = Arc::new(backups::open(&place)?);
+    backups::warn_of_damaged(&reader, &terminal);
     let stored = match &arguments.id {
         Some(id) => Stored::one(&place, &reader, id)?,
         None => Stored::newest(&place, &reader)?.ok_or_else(|| {
@@ -103,12 +100,7 @@ pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failur
 
 /// Says what a safety backup is worth; false if something is missing from it.
 fn is_safe(manifest: &Manifest, terminal: &Terminal) -> bool {
-    if manifest.consistency == Consistency::CrashConsistent {
-        terminal.say("warning: the safety backup is crash-consistent only:");
-        for doubt in manifest.doubts.iter().take(10) {
-            terminal.say(&format!("  {doubt}"));
-        }
-    }
+    backups::tell_doubts(manifest, "warning: the safety backup", terminal);
     if manifest.completeness == Completeness::Complete {
         return true;
     }

@@ -14,7 +14,7 @@ mod journal;
 pub use journal::{Journal, JournalPart, Phase};
 
 use crate::gateways::GatewayParticipant;
-use crate::participant::{HoldOrder, Participant};
+use crate::participant::Participant;
 use crate::watchdog::{Guard, Undo, WatchdogError};
 use crate::{CaptureError, Limits};
 use jiff::Timestamp;
@@ -163,12 +163,7 @@ fn swap(
     journal: &mut Journal,
     monitor: &dyn Monitor,
 ) -> Result<Option<f64>, CaptureError> {
-    let hold = HoldOrder {
-        id: order.token.clone(),
-        drain_timeout: order.limits.drain_timeout,
-        max_hold: order.limits.max_hold,
-        silence: order.limits.silence,
-    };
+    let hold = order.limits.hold(order.token.clone());
     // From here to the release nothing is said: a terminal that is stopped must stop nobody else.
     monitor.begin("hold and swap", None);
     let begun = Timestamp::now();
@@ -216,8 +211,7 @@ fn put_back(
 ) -> Result<(), CaptureError> {
     if journal.phase == Phase::Loading {
         // The swap may have been written down, though an error said otherwise.
-        journal.advance(Phase::Loading, &order.journal)?;
-        return Ok(());
+        return journal.advance(Phase::Loading, &order.journal);
     }
     // On disk it may say `swapped` by now, from which recovery would go forward.
     journal.advance(Phase::Swapping, &order.journal)?;
