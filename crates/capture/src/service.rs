@@ -95,6 +95,8 @@ impl Participant for ServiceParticipant {
             bytes: captured.bytes,
             items: captured.items,
         };
+        self.account.doubts =
+            prepared.doubts().into_iter().map(|doubt| format!("{}: {doubt}", self.name)).collect();
         let gaps = prepared.gaps().into_iter().chain(captured.gaps);
         self.account.gaps =
             gaps.map(|(what, why)| Gap { part: self.name.clone(), what, why }).collect();

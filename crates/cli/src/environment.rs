@@ -43,6 +43,9 @@ pub(crate) fn driver(service: &ServicePart) -> Result<Box<dyn Driver>, ServiceEr
         ServicePart::Sqlite { path } => {
             Box::new(Sqlite::new(SqliteOptions { path: path.clone() })?)
         }
+        ServicePart::Mariadb { kind, .. } | ServicePart::Redis { kind, .. } => {
+            return Err(ServiceError::new(format!("services of type `{kind}`: not there yet")));
+        }
     })
 }
 

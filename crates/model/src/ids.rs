@@ -129,16 +129,33 @@ impl BackupId {
     /// # Panics
     /// When the operating system has no randomness to give: nothing safe can be done then.
     pub fn random() -> Self {
-        let mut bytes = [0_u8; 16];
-        getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
-        let mut bits = u128::from_be_bytes(bytes);
-        let mut text = [0_u8; 26];
-        for place in text.iter_mut().rev() {
-            *place = BASE32[(bits & 31) as usize];
-            bits >>= 5;
-        }
-        Self(text.iter().map(|b| char::from(*b)).collect())
+        Self(random_base32(26))
     }
+}
+
+name!(
+    /// An activity's id: 13 characters of lower-case base 32 (65 random bits).
+    ActivityId,
+    "activity id",
+    "13 characters of a to z and 2 to 7",
+    |s| s.len() == 13 && s.bytes().all(|b| BASE32.contains(&b))
+);
+
+impl ActivityId {
+    /// A new id from the operating system's random source.
+    ///
+    /// # Panics
+    /// When the operating system has no randomness to give: nothing safe can be done then.
+    pub fn random() -> Self {
+        Self(random_base32(13))
+    }
+}
+
+/// `length` random characters of lower-case base 32.
+fn random_base32(length: usize) -> String {
+    let mut bytes = vec![0_u8; length];
+    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    bytes.iter().map(|b| char::from(BASE32[usize::from(b & 31)])).collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@
 //! Drivers know nothing of repositories or gateways: data leaves through a [`Sink`] and comes back
 //! from a [`Source`], as named streams.
 
+pub mod mariadb;
 pub mod postgresql;
+pub mod redis;
 mod restore;
 pub mod sqlite;
 mod stream;
@@ -35,6 +37,53 @@ pub trait Driver: Send + Sync {
 
     /// The steps that put a captured state back.
     fn restore(&self) -> Box<dyn Restore>;
+
+    /// What works and what is missing, for backup and for restore: tools, versions, every single
+    /// right of the account. Changes nothing. What cannot be looked into is a finding as well.
+    fn examine(&self) -> Vec<Finding> {
+        let (problem, hint) = match self.prepare() {
+            Ok(_) => (None, None),
+            Err(error) => {
+                let hint = error.advice().map(str::to_owned);
+                (Some(chain(&error)), hint)
+            }
+        };
+        let what = "everything that a backup needs".to_owned();
+        vec![Finding { what, needed_for: NeededFor::Backup, problem, hint }]
+    }
+}
+
+/// One thing that was looked into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What: `mariadb-dump 10.5 or later`, `the privilege RELOAD`.
+    pub what: String,
+    /// What cannot be done without it.
+    pub needed_for: NeededFor,
+    /// What is wrong; none where all is well.
+    pub problem: Option<String>,
+    /// What to do about it: the very statement or command.
+    pub hint: Option<String>,
+}
+
+/// What something is needed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeededFor {
+    /// Backups.
+    Backup,
+    /// Restores.
+    Restore,
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// A service that can be marked at any moment, quickly.
@@ -44,6 +93,12 @@ pub trait Prepared: Send {
 
     /// What this driver will not capture, each as (what, why). Makes the backup partial.
     fn gaps(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    /// What speaks against `consistent`, in words: tables whose engine knows no snapshots. Asked
+    /// for after the capture.
+    fn doubts(&self) -> Vec<String> {
         Vec::new()
     }
 

@@ -199,6 +199,92 @@ pub(super) fn postgresql_url(given: &str) -> Result<(String, Option<String>), Re
     Ok((given.to_owned(), database))
 }
 
+/// `mysql://USER@HOST[:PORT][/DATABASE][?socket=/PATH]`, and the database that it names.
+pub(super) fn mysql_url(given: &str) -> Result<(String, Option<String>), Refusal> {
+    let form = "write \"mysql://USER@HOST:PORT/DATABASE\"";
+    let refuse = |problem: &str| Refusal::new(problem).hint(form);
+    let rest = ["mysql://", "mariadb://"]
+        .iter()
+        .find_map(|scheme| given.strip_prefix(scheme))
+        .ok_or_else(|| refuse("this is not a MariaDB or MySQL URL"))?;
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (user, rest) = rest.rsplit_once('@').ok_or_else(|| refuse("the URL names no user"))?;
+    no_password(user)?;
+    if user.is_empty() || user.contains('/') {
+        return Err(refuse("the URL names no user"));
+    }
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    host_of_one(authority, &refuse)?;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        if !pair.strip_prefix("socket=").is_some_and(|path| path.starts_with('/')) {
+            return Err(refuse("only `?socket=/PATH` may follow the database"));
+        }
+    }
+    if database.contains('/') {
+        return Err(refuse("the URL's path is more than a database's name"));
+    }
+    let database = (!database.is_empty()).then(|| database.to_owned());
+    Ok((given.to_owned(), database))
+}
+
+/// `redis://[USER@]HOST[:PORT]` or `redis+unix:///PATH[?user=USER]`.
+pub(super) fn redis_url(given: &str) -> Result<String, Refusal> {
+    let form = "write \"redis://HOST:PORT\", \"redis://USER@HOST:PORT\" or \"redis+unix:///PATH\"";
+    let refuse = |problem: &str| Refusal::new(problem).hint(form);
+    if let Some(rest) = given.strip_prefix("redis+unix://") {
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if !path.starts_with('/') {
+            return Err(refuse("the URL names no socket"));
+        }
+        if !query.is_empty() && !query.strip_prefix("user=").is_some_and(|user| !user.is_empty()) {
+            return Err(refuse("only `?user=USER` may follow the socket"));
+        }
+        return Ok(given.to_owned());
+    }
+    let rest = given
+        .strip_prefix("redis://")
+        .or_else(|| given.strip_prefix("valkey://"))
+        .ok_or_else(|| refuse("this is not a Redis or Valkey URL"))?;
+    let authority = match rest.rsplit_once('@') {
+        Some((user, rest)) => {
+            no_password(user)?;
+            rest
+        }
+        None => rest,
+    };
+    let (authority, database) = authority.split_once('/').unwrap_or((authority, ""));
+    if !database.is_empty() {
+        return Err(refuse("a backup is of all of a server's databases: leave the number out"));
+    }
+    host_of_one(authority, &refuse)?;
+    Ok(given.to_owned())
+}
+
+fn no_password(user: &str) -> Result<(), Refusal> {
+    if user.contains(':') {
+        return Err(Refusal::new("a password does not belong in this file").hint(
+            "take it out of the URL, put it into an environment variable, and name that with \
+             `password_env`",
+        ));
+    }
+    Ok(())
+}
+
+/// One host, and a port that can be one.
+fn host_of_one(authority: &str, refuse: &dyn Fn(&str) -> Refusal) -> Result<(), Refusal> {
+    if authority.contains(',') {
+        return Err(refuse("the URL names several hosts; a backup is of one server"));
+    }
+    let (host, port) = host_and_port(authority)?;
+    if host.is_empty() {
+        return Err(refuse("the URL names no host"));
+    }
+    if port == Some(0) {
+        return Err(refuse("the URL's port is not a number from 1 to 65535"));
+    }
+    Ok(())
+}
+
 /// The name of an environment variable. What was given is not repeated: it may be the secret
 /// itself.
 pub(super) fn variable_name(given: &str) -> Result<String, Refusal> {
