@@ -1,4 +1,17 @@
 //! A host's process: it holds the passwords and keys of this host's parts, and runs backups and
 //! restores on a server's order, each in a process of its own.
+//!
+//! Below the order, the rooms are: where an environment's things are on this host ([`place`]), its
+//! parts as participants and restore steps ([`parts`]), its backups in the repository ([`stored`]),
+//! and the two flows ([`backup`], [`restore`]). Nothing here prints or asks.
 
+pub mod backup;
+mod failure;
+mod first;
+pub mod parts;
+pub mod place;
 pub mod protocol;
+pub mod restore;
+pub mod stored;
+
+pub use failure::{Failure, FailureKind};

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use stillpoint_agent::place::Where;
 
 /// Self-hosted, consistent backups of a whole running application environment.
 #[derive(Debug, Parser)]
@@ -60,6 +61,18 @@ pub(crate) struct Global {
     /// Say more; twice for a log of everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+impl Global {
+    /// Where to look, as the flags say.
+    pub(crate) fn place(&self) -> Where {
+        Where {
+            config: self.config.clone(),
+            data_dir: self.data_dir.clone(),
+            project: self.project.clone(),
+            environment: self.environment.clone(),
+        }
+    }
 }
 
 /// How data is printed.

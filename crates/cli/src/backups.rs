@@ -3,120 +3,13 @@
 use crate::arguments::{Format, GetArgs, Global, ListArgs};
 use crate::failure::Failure;
 use crate::output::{put, tell};
-use crate::place::Place;
 use crate::terminal::Terminal;
-use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use stillpoint_agent::place::Place;
+use stillpoint_agent::stored::{Stored, damaged, open};
 use stillpoint_model::ids::BackupId;
-use stillpoint_model::manifest::{Completeness, Consistency, MANIFEST_VERSION, Manifest, Part};
-use stillpoint_repository::{BlobId, Node, Reader, Snapshot};
-
-use crate::environment::role;
-
-/// One backup.
-pub(crate) struct Stored {
-    /// Its tree.
-    tree: BlobId,
-    /// Its record.
-    pub manifest: Manifest,
-}
-
-/// All that is sure of a manifest of any version.
-#[derive(serde::Deserialize)]
-struct Versioned {
-    version: u32,
-}
-
-impl Stored {
-    /// Every backup of the environment that can be read, newest first, and why others cannot.
-    pub(crate) fn all(place: &Place, reader: &Reader) -> (Vec<Self>, Vec<Failure>) {
-        let tag = format!("environment={}", place.name);
-        let (mut all, mut unreadable) = (Vec::new(), Vec::new());
-        for (_, snapshot) in reader.snapshots() {
-            if snapshot.tags.contains(&tag) {
-                match Self::read(reader, snapshot) {
-                    Ok(stored) => all.push(stored),
-                    Err(failure) => unreadable.push(failure),
-                }
-            }
-        }
-        unreadable.extend(damaged(reader));
-        all.sort_by_key(|backup| std::cmp::Reverse(backup.manifest.created));
-        (all, unreadable)
-    }
-
-    /// The newest backup, without reading the others.
-    pub(crate) fn newest(place: &Place, reader: &Reader) -> Result<Option<Self>, Failure> {
-        let tag = format!("environment={}", place.name);
-        let newest = reader
-            .snapshots()
-            .iter()
-            .filter(|(_, snapshot)| snapshot.tags.contains(&tag))
-            .max_by_key(|(_, snapshot)| snapshot.time);
-        newest.map(|(_, snapshot)| Self::read(reader, snapshot)).transpose()
-    }
-
-    /// One backup by its id.
-    pub(crate) fn one(place: &Place, reader: &Reader, id: &str) -> Result<Self, Failure> {
-        let id: BackupId = id.parse().map_err(|e| Failure::usage(format!("{e}")))?;
-        let (tag, of) = (format!("backup={id}"), format!("environment={}", place.name));
-        reader
-            .snapshots()
-            .iter()
-            .find(|(_, snapshot)| snapshot.tags.contains(&tag) && snapshot.tags.contains(&of))
-            .map(|(_, snapshot)| Self::read(reader, snapshot))
-            .transpose()?
-            .ok_or_else(|| {
-                Failure::new(format!("environment `{}` has no backup {id}", place.name))
-                    .hint("`stillpoint backup:list` shows what there is")
-            })
-    }
-
-    fn read(reader: &Reader, snapshot: &Snapshot) -> Result<Self, Failure> {
-        let tag = snapshot.tags.iter().find_map(|tag| tag.strip_prefix("backup="));
-        let id = tag.unwrap_or("without an id");
-        let fail =
-            || Failure::new(format!("read the manifest of backup {id} of {:.0}", snapshot.time));
-        let node =
-            reader.lookup(&snapshot.tree, "manifest.json").map_err(|e| fail().because(&e))?;
-        let mut text = Vec::new();
-        reader
-            .open(node.content.as_deref().unwrap_or_default())
-            .read_to_end(&mut text)
-            .map_err(|e| fail().because(&e))?;
-        // Before anything else of it: another version may look different altogether.
-        let Versioned { version } =
-            serde_json::from_slice(&text).map_err(|e| fail().because(&e))?;
-        if version != MANIFEST_VERSION {
-            return Err(fail().hint(format!(
-                "it has version {version}, this program knows {MANIFEST_VERSION}: a newer one is \
-                 needed"
-            )));
-        }
-        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| fail().because(&e))?;
-        Ok(Self { tree: snapshot.tree, manifest })
-    }
-
-    /// The directory of one of its parts, and the tree below it.
-    pub(crate) fn directory_of(
-        &self,
-        reader: &Reader,
-        part: &Part,
-    ) -> Result<(Node, BlobId), Failure> {
-        let path = format!("{}s/{}", role(part.role), part.name);
-        let fail = || Failure::new(format!("the backup lacks `{path}`"));
-        let node = reader.lookup(&self.tree, &path).map_err(|e| fail().because(&e))?;
-        let tree = node.subtree.ok_or_else(fail)?;
-        Ok((node, tree))
-    }
-}
-
-/// Snapshots that cannot even be opened, so that nothing tells which environment they are of.
-fn damaged(reader: &Reader) -> impl Iterator<Item = Failure> + '_ {
-    reader.damaged().iter().map(|(id, error)| {
-        Failure::new(format!("snapshot {id} is damaged, whatever it is of")).because(error)
-    })
-}
+use stillpoint_model::manifest::{Consistency, Manifest};
+use stillpoint_repository::Reader;
 
 /// Says that there may be newer backups than those that can be seen.
 pub(crate) fn warn_of_damaged(reader: &Reader, terminal: &Terminal) {
@@ -127,7 +20,7 @@ pub(crate) fn warn_of_damaged(reader: &Reader, terminal: &Terminal) {
 
 /// `backup:list`.
 pub(crate) fn list(global: &Global, arguments: &ListArgs) -> Result<(), Failure> {
-    let place = Place::find(global, arguments.name.as_deref())?;
+    let place = Place::find(&global.place(), arguments.name.as_deref())?;
     let (all, unreadable) = Stored::all(&place, &open(&place)?);
     print(&all, global.format).map_err(|e| Failure::new("print").because(&e))?;
     if all.iter().any(|backup| backup.manifest.consistency == Consistency::Live) && !global.quiet {
@@ -143,8 +36,8 @@ pub(crate) fn list(global: &Global, arguments: &ListArgs) -> Result<(), Failure>
 
 /// `backup:get`.
 pub(crate) fn get(global: &Global, arguments: &GetArgs) -> Result<(), Failure> {
-    let place = Place::find(global, None)?;
-    let stored = Stored::one(&place, &open(&place)?, &arguments.id)?;
+    let place = Place::find(&global.place(), None)?;
+    let stored = Stored::one(&place, &open(&place)?, &backup_id(&arguments.id)?)?;
     if global.format == Format::Json {
         return put(&format!("{:#}", object(&stored.manifest)));
     }
@@ -157,31 +50,6 @@ pub(crate) fn get(global: &Global, arguments: &GetArgs) -> Result<(), Failure> {
         put(&format!("doubt: {doubt}"))?;
     }
     Ok(())
-}
-
-/// Opens the environment's repository for reading.
-pub(crate) fn open(place: &Place) -> Result<Reader, Failure> {
-    place
-        .repository(false)?
-        .reader()
-        .map_err(|e| Failure::new("read the repository's index").because(&e))
-}
-
-/// The word for a consistency, as the manifest writes it.
-pub(crate) fn consistency(consistency: Consistency) -> &'static str {
-    match consistency {
-        Consistency::Consistent => "consistent",
-        Consistency::CrashConsistent => "crash-consistent",
-        Consistency::Live => "live",
-    }
-}
-
-/// The word for a completeness, as the manifest writes it.
-pub(crate) fn completeness(completeness: Completeness) -> &'static str {
-    match completeness {
-        Completeness::Complete => "complete",
-        Completeness::Partial => "partial",
-    }
 }
 
 /// Says what keeps a held backup from being consistent, if anything does.
@@ -200,24 +68,8 @@ pub(crate) const LIVE_WARNING: &str =
 
 /// A backup as an object of the API: the same shape, so that scripts outlive this form.
 pub(crate) fn object(manifest: &Manifest) -> serde_json::Value {
-    let mut attributes = BTreeMap::from([
-        ("consistency", consistency(manifest.consistency).to_owned()),
-        ("completeness", completeness(manifest.completeness).to_owned()),
-        ("bytes_captured", manifest.parts.iter().map(|p| p.bytes).sum::<u64>().to_string()),
-        ("copies", "1".to_owned()),
-    ]);
-    if let Some(evidence) = &manifest.evidence {
-        attributes.insert("hold_ms", format!("{:.1}", evidence.hold_ms()));
-        attributes.insert("drain_ms", format!("{:.1}", evidence.drain_ms()));
-        attributes.insert("mark_ms", format!("{:.1}", evidence.mark_ms()));
-        attributes.insert("hold_begin", format!("{:.6}", evidence.hold_begin));
-        attributes.insert("hold_end", format!("{:.6}", evidence.hold_end));
-        let sum = |pick: fn(&stillpoint_model::manifest::GatewayEvidence) -> u64| {
-            evidence.gateways.iter().map(pick).sum::<u64>().to_string()
-        };
-        attributes.insert("requests_in_flight", sum(|g| g.in_flight_at_begin));
-        attributes.insert("requests_held", sum(|g| g.held));
-    }
+    let mut attributes = manifest.attributes();
+    attributes.insert("copies".to_owned(), "1".to_owned());
     serde_json::json!({
         "id": manifest.backup,
         "environment": manifest.environment,
@@ -236,6 +88,11 @@ pub(crate) fn object(manifest: &Manifest) -> serde_json::Value {
         "evidence": manifest.evidence,
         "parts": manifest.parts,
     })
+}
+
+/// A backup's id, as a person gave it.
+pub(crate) fn backup_id(given: &str) -> Result<BackupId, Failure> {
+    given.parse().map_err(|e| Failure::usage(format!("{e}")))
 }
 
 /// Prints backups on stdout.
@@ -278,9 +135,9 @@ fn row(manifest: &Manifest) -> [String; 6] {
     [
         manifest.backup.to_string(),
         format!("{:.0}", manifest.created),
-        consistency(manifest.consistency).to_owned(),
-        completeness(manifest.completeness).to_owned(),
+        manifest.consistency.as_str().to_owned(),
+        manifest.completeness.as_str().to_owned(),
         hold.unwrap_or_else(|| "-".to_owned()),
-        manifest.parts.iter().map(|p| p.bytes).sum::<u64>().to_string(),
+        manifest.bytes_captured().to_string(),
     ]
 }

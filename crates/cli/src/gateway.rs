@@ -7,9 +7,9 @@
 
 use crate::arguments::{GatewayRunArgs, Global};
 use crate::failure::Failure;
-use crate::place::Place;
 use std::error::Error;
 use std::io::{self, Read, Write};
+use stillpoint_agent::place::Place;
 use stillpoint_capture::restore::{Journal, Phase};
 use stillpoint_gateway::{Gateway, GatewayOptions};
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 /// Runs a gateway of the configuration until it is told to end.
 pub(crate) fn run(global: &Global, arguments: &GatewayRunArgs) -> Result<(), Failure> {
-    let place = Place::find(global, None)?;
+    let place = Place::find(&global.place(), None)?;
     let gateways = &place.environment().gateways;
     let Some((name, part)) = gateways.iter().find(|(name, _)| name.as_str() == arguments.name)
     else {

@@ -4,12 +4,9 @@ mod arguments;
 mod backups;
 mod create;
 mod demo;
-mod environment;
 mod failure;
-mod first;
 mod gateway;
 mod output;
-mod place;
 mod repo;
 mod restore;
 mod terminal;
@@ -43,7 +40,7 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure::report(&failure),
     }
 }
 

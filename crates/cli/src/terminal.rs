@@ -95,4 +95,8 @@ impl Monitor for Terminal {
             self.say(text);
         }
     }
+
+    fn warn(&self, text: &str) {
+        self.say(&format!("warning: {text}"));
+    }
 }

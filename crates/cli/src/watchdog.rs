@@ -4,13 +4,13 @@
 use crate::arguments::{Global, WatchdogArgs};
 use crate::failure::Failure;
 use crate::output::put;
-use crate::place;
+use stillpoint_agent::place;
 use stillpoint_capture::restore::Journal;
 use stillpoint_capture::watchdog::{Watchdog, WatchdogOptions};
 
 /// Serves until ended. Prints `ready SOCKET` once it listens.
 pub(crate) fn run(global: &Global, arguments: &WatchdogArgs) -> Result<(), Failure> {
-    let socket = place::watchdog_socket(global)?;
+    let socket = place::watchdog_socket(&global.place())?;
     let fail = || Failure::new(format!("watch at {}", socket.display()));
     let program = std::env::current_exe().map_err(|e| fail().because(&e))?;
     let until_idle = arguments.until_idle;
@@ -24,7 +24,7 @@ pub(crate) fn run(global: &Global, arguments: &WatchdogArgs) -> Result<(), Failu
 /// way keeps its environment locked, so that its recovery fails until it has ended or died.
 fn left_undone(global: &Global) -> Result<Vec<Vec<String>>, Failure> {
     let mut recoveries = Vec::new();
-    for file in place::journals(global)? {
+    for file in place::journals(&global.place())? {
         match Journal::read(&file) {
             Ok(Some(journal)) => {
                 tracing::warn!("a restore of {} has not ended: recovering it", journal.backup);

@@ -45,6 +45,35 @@ pub struct Manifest {
     pub code: Option<Code>,
 }
 
+impl Manifest {
+    /// Bytes captured, before deduplication and compression.
+    pub fn bytes_captured(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+
+    /// What scripts may read of a backup: all of it strings, times in RFC 3339 with microseconds.
+    pub fn attributes(&self) -> BTreeMap<String, String> {
+        let mut attributes = BTreeMap::from([
+            ("consistency", self.consistency.as_str().to_owned()),
+            ("completeness", self.completeness.as_str().to_owned()),
+            ("bytes_captured", self.bytes_captured().to_string()),
+        ]);
+        if let Some(evidence) = &self.evidence {
+            attributes.insert("hold_ms", format!("{:.1}", evidence.hold_ms()));
+            attributes.insert("drain_ms", format!("{:.1}", evidence.drain_ms()));
+            attributes.insert("mark_ms", format!("{:.1}", evidence.mark_ms()));
+            attributes.insert("hold_begin", format!("{:.6}", evidence.hold_begin));
+            attributes.insert("hold_end", format!("{:.6}", evidence.hold_end));
+            let sum = |pick: fn(&GatewayEvidence) -> u64| {
+                evidence.gateways.iter().map(pick).sum::<u64>().to_string()
+            };
+            attributes.insert("requests_in_flight", sum(|g| g.in_flight_at_begin));
+            attributes.insert("requests_held", sum(|g| g.held));
+        }
+        attributes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+}
+
 /// How the parts of a backup relate to one another in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -57,6 +86,17 @@ pub enum Consistency {
     Live,
 }
 
+impl Consistency {
+    /// The word in a manifest.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Consistent => "consistent",
+            Self::CrashConsistent => "crash-consistent",
+            Self::Live => "live",
+        }
+    }
+}
+
 /// Whether everything that was asked for is in a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -65,6 +105,16 @@ pub enum Completeness {
     Complete,
     /// Something is missing; the manifest's `gaps` name it.
     Partial,
+}
+
+impl Completeness {
+    /// The word in a manifest.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Partial => "partial",
+        }
+    }
 }
 
 /// One thing that is missing from a backup.

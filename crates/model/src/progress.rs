@@ -18,6 +18,11 @@ pub trait Monitor: Send + Sync {
         let _ = text;
     }
 
+    /// Something a person must be told, although the work goes on.
+    fn warn(&self, text: &str) {
+        self.note(text);
+    }
+
     /// True once the work should stop at the next safe place.
     fn cancelled(&self) -> bool {
         false

@@ -13,7 +13,7 @@ pub(crate) mod shop;
 mod stage;
 
 use crate::arguments::Global;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::output::put;
 use crate::terminal::Terminal;
 pub(crate) use clean::{CleanArgs, run as run_clean};
@@ -162,7 +162,7 @@ pub(crate) fn run(global: &Global, arguments: &DemoArgs) -> ExitCode {
     let terminal = Terminal::new(global.quiet, global.verbose > 0);
     let cast = match Cast::choose(&arguments.services) {
         Ok(cast) => cast,
-        Err(failure) => return failure.report(),
+        Err(failure) => return failure::report(&failure),
     };
     let mut report = Report::new(&cast);
     let outcome = play(arguments, &cast, &terminal, &mut report);
@@ -178,14 +178,14 @@ pub(crate) fn run(global: &Global, arguments: &DemoArgs) -> ExitCode {
         Ok(())
     };
     match outcome.and(printed) {
-        Err(failure) => failure.report(),
+        Err(failure) => failure::report(&failure),
         Ok(()) if !report.held() => {
-            Failure::new("the demo did not hold what it promises; see the report").report()
+            failure::report(&Failure::new("the demo did not hold what it promises; see the report"))
         }
         Ok(()) if !cast.missing.is_empty() => {
             let missing: Vec<String> =
                 cast.missing.iter().map(|(name, why)| format!("{name}: {why}")).collect();
-            Failure::partial(format!("without {}", missing.join("; "))).report()
+            failure::report(&Failure::partial(format!("without {}", missing.join("; "))))
         }
         Ok(()) => ExitCode::SUCCESS,
     }

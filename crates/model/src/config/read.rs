@@ -298,6 +298,10 @@ fn databases(
     Some((url, password_env?, databases))
 }
 
+#[allow(
+    clippy::option_option,
+    reason = "outer: whether it could be read; inner: whether it is there"
+)]
 fn password_env(table: &mut Table<'_>, errors: &mut Errors) -> Option<Option<String>> {
     optional(table.take("password_env"), errors, |field, errors| {
         field.text_as(errors, variable_name).map(Some)

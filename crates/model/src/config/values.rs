@@ -236,7 +236,7 @@ pub(super) fn redis_url(given: &str) -> Result<String, Refusal> {
         if !path.starts_with('/') {
             return Err(refuse("the URL names no socket"));
         }
-        if !query.is_empty() && !query.strip_prefix("user=").is_some_and(|user| !user.is_empty()) {
+        if !query.is_empty() && query.strip_prefix("user=").is_none_or(str::is_empty) {
             return Err(refuse("only `?user=USER` may follow the socket"));
         }
         return Ok(given.to_owned());

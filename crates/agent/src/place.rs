@@ -1,7 +1,6 @@
 //! Where things are: the configuration, the data directory with its sockets, keys and journals,
 //! and the repository of an environment.
 
-use crate::arguments::Global;
 use crate::failure::Failure;
 use crate::first;
 use std::fs::{self, OpenOptions};
@@ -12,9 +11,22 @@ use stillpoint_model::config::{self, Config, Environment, Location};
 use stillpoint_model::ids::{EnvironmentName, PartName};
 use stillpoint_repository::Repository;
 
+/// Where to look, as a person gave it.
+#[derive(Debug, Clone)]
+pub struct Where {
+    /// The configuration's file.
+    pub config: PathBuf,
+    /// The data directory, if another one than the usual.
+    pub data_dir: Option<PathBuf>,
+    /// The project; it must be the configuration's own.
+    pub project: Option<String>,
+    /// The environment; needed where the configuration has several.
+    pub environment: Option<String>,
+}
+
 /// What is done with an environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Activity {
+pub enum Activity {
     /// Its data is read.
     Backup,
     /// Its data is replaced.
@@ -22,7 +34,7 @@ pub(crate) enum Activity {
 }
 
 /// One environment of one configuration, and where its things are on this host.
-pub(crate) struct Place {
+pub struct Place {
     /// The whole configuration.
     pub config: Config,
     /// The configuration's file, absolute.
@@ -35,32 +47,24 @@ pub(crate) struct Place {
 
 impl Place {
     /// Reads the configuration and picks the environment.
-    pub(crate) fn find(global: &Global, named: Option<&str>) -> Result<Self, Failure> {
-        let config_file = std::path::absolute(&global.config)
-            .map_err(|e| Failure::usage(format!("{}: {e}", global.config.display())))?;
-        let text = fs::read_to_string(&config_file).map_err(|e| {
-            Failure::usage(format!("read {}", config_file.display()))
-                .because(&e)
-                .hint("name the configuration with --config FILE")
-        })?;
-        let shown = global.config.display().to_string();
-        let mut config = config::parse(&shown, &text)?;
-        config.resolve_against(config_file.parent().unwrap_or(Path::new("/")));
-        if let Some(project) = &global.project
-            && project != config.project.as_str()
-        {
-            return Err(Failure::usage(format!(
-                "{shown} is of project `{}`, not of `{project}`",
-                config.project
-            )));
-        }
-        let name = choose(&config, named.or(global.environment.as_deref()), &shown)?;
-        let data = data_dir(global)?;
+    pub fn find(place: &Where, named: Option<&str>) -> Result<Self, Failure> {
+        let (config, config_file) = read_config(place)?;
+        let shown = place.config.display().to_string();
+        let name = choose(&config, named.or(place.environment.as_deref()), &shown)?;
+        let data = data_dir(place)?;
         Ok(Self { config, config_file, name, data })
     }
 
+    /// Another environment of the same configuration.
+    pub fn beside(&self, name: &EnvironmentName) -> Result<Self, Failure> {
+        let name =
+            choose(&self.config, Some(name.as_str()), &self.config_file.display().to_string())?;
+        let (config, config_file) = (self.config.clone(), self.config_file.clone());
+        Ok(Self { config, config_file, name, data: self.data.clone() })
+    }
+
     /// The environment's part of the configuration.
-    pub(crate) fn environment(&self) -> &Environment {
+    pub fn environment(&self) -> &Environment {
         &self.config.environments[&self.name]
     }
 
@@ -71,24 +75,24 @@ impl Place {
     }
 
     /// A gateway's control socket.
-    pub(crate) fn gateway_socket(&self, gateway: &PartName) -> Result<PathBuf, Failure> {
+    pub fn gateway_socket(&self, gateway: &PartName) -> Result<PathBuf, Failure> {
         socket(&self.data, &format!("{}.{gateway}.sock", self.slug()))
     }
 
     /// The watchdog's socket.
-    pub(crate) fn watchdog_socket(&self) -> Result<PathBuf, Failure> {
+    pub fn watchdog_socket(&self) -> Result<PathBuf, Failure> {
         socket(&self.data, "watchdog.sock")
     }
 
     /// The journal of a restore of this environment.
-    pub(crate) fn journal(&self) -> Result<PathBuf, Failure> {
+    pub fn journal(&self) -> Result<PathBuf, Failure> {
         Ok(private(&self.data, "journal")?.join(format!("{}.json", self.slug())))
     }
 
     /// Keeps out of the environment what must not happen beside this: a restore wants it to
     /// itself, backups get along with each other. Held until the returned file is dropped, or this
     /// process has ended, however it did.
-    pub(crate) fn lock(&self, activity: Activity) -> Result<fs::File, Failure> {
+    pub fn lock(&self, activity: Activity) -> Result<fs::File, Failure> {
         let path = private(&self.data, "run")?.join(format!("{}.lock", self.slug()));
         let fail = || Failure::new(format!("lock {}", path.display()));
         let file = OpenOptions::new()
@@ -116,7 +120,7 @@ impl Place {
 
     /// Where the environment's repository is, and the file with its password. One repository a
     /// project and environment type, so that a development host never holds production's key.
-    pub(crate) fn repository_files(&self) -> Result<(PathBuf, PathBuf), Failure> {
+    pub fn repository_files(&self) -> Result<(PathBuf, PathBuf), Failure> {
         let mut locations =
             self.config.regions.values().flat_map(|region| region.locations.values());
         let (Some(location), None) = (locations.next(), locations.next()) else {
@@ -135,7 +139,7 @@ impl Place {
     }
 
     /// Opens the environment's repository; `create` makes it, and its password, the first time.
-    pub(crate) fn repository(&self, create: bool) -> Result<Repository, Failure> {
+    pub fn repository(&self, create: bool) -> Result<Repository, Failure> {
         let (path, password_file) = self.repository_files()?;
         let none = Failure::new(format!(
             "environment `{}` has no backups yet: there is no repository at {}",
@@ -146,14 +150,37 @@ impl Place {
     }
 }
 
+/// Reads the configuration: what it says, its paths absolute, and its absolute file.
+pub fn read_config(place: &Where) -> Result<(Config, PathBuf), Failure> {
+    let config_file = std::path::absolute(&place.config)
+        .map_err(|e| Failure::usage(format!("{}: {e}", place.config.display())))?;
+    let text = fs::read_to_string(&config_file).map_err(|e| {
+        Failure::usage(format!("read {}", config_file.display()))
+            .because(&e)
+            .hint("name the configuration with --config FILE")
+    })?;
+    let shown = place.config.display().to_string();
+    let mut config = config::parse(&shown, &text)?;
+    config.resolve_against(config_file.parent().unwrap_or(Path::new("/")));
+    if let Some(project) = &place.project
+        && project != config.project.as_str()
+    {
+        return Err(Failure::usage(format!(
+            "{shown} is of project `{}`, not of `{project}`",
+            config.project
+        )));
+    }
+    Ok((config, config_file))
+}
+
 /// The watchdog's socket: one watchdog a data directory, whatever the environment.
-pub(crate) fn watchdog_socket(global: &Global) -> Result<PathBuf, Failure> {
-    socket(&data_dir(global)?, "watchdog.sock")
+pub fn watchdog_socket(place: &Where) -> Result<PathBuf, Failure> {
+    socket(&data_dir(place)?, "watchdog.sock")
 }
 
 /// The journals of every restore that has not ended, of whatever environment.
-pub(crate) fn journals(global: &Global) -> Result<Vec<PathBuf>, Failure> {
-    let directory = private(&data_dir(global)?, "journal")?;
+pub fn journals(place: &Where) -> Result<Vec<PathBuf>, Failure> {
+    let directory = private(&data_dir(place)?, "journal")?;
     let fail =
         |e: io::Error| Failure::new(format!("look into {}", directory.display())).because(&e);
     let mut files = Vec::new();
@@ -167,7 +194,7 @@ pub(crate) fn journals(global: &Global) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// The private directory `DATA/WHAT`, created if it is missing.
-fn private(data: &Path, what: &str) -> Result<PathBuf, Failure> {
+pub fn private(data: &Path, what: &str) -> Result<PathBuf, Failure> {
     let directory = data.join(what);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|e| {
         Failure::new(format!("create {}", directory.display()))
@@ -177,7 +204,8 @@ fn private(data: &Path, what: &str) -> Result<PathBuf, Failure> {
     Ok(directory)
 }
 
-fn socket(data: &Path, name: &str) -> Result<PathBuf, Failure> {
+/// The unix socket `DATA/run/NAME`, if its path is short enough for one.
+pub fn socket(data: &Path, name: &str) -> Result<PathBuf, Failure> {
     let socket = private(data, "run")?.join(name);
     // The kernel's limit for a unix socket's path.
     if socket.as_os_str().len() > 107 {
@@ -190,8 +218,9 @@ fn socket(data: &Path, name: &str) -> Result<PathBuf, Failure> {
     Ok(socket)
 }
 
-fn data_dir(global: &Global) -> Result<PathBuf, Failure> {
-    match &global.data_dir {
+/// The data directory, absolute.
+pub fn data_dir(place: &Where) -> Result<PathBuf, Failure> {
+    match &place.data_dir {
         Some(data) => std::path::absolute(data)
             .map_err(|e| Failure::usage(format!("{}: {e}", data.display()))),
         None => default_data_dir(),

@@ -2,7 +2,6 @@
 
 use crate::failure::Failure;
 use crate::place::Place;
-use crate::terminal::Terminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use stillpoint_capture::mount::{Earlier, Filter, MountParticipant, MountRestore, SETTLED_BEFORE};
@@ -14,15 +13,16 @@ use stillpoint_gateway::control::Purpose;
 use stillpoint_model::config::{MountPart, ServicePart};
 use stillpoint_model::ids::PartName;
 use stillpoint_model::manifest::{Code, Part, Role};
+use stillpoint_model::progress::Monitor;
 use stillpoint_repository::{BlobId, Node, Reader};
 use stillpoint_services::postgresql::{Postgres, PostgresOptions, default_tool_dirs};
 use stillpoint_services::sqlite::{Sqlite, SqliteOptions};
 use stillpoint_services::{Driver, Restore, ServiceError, Source};
 
-use crate::backups::Stored;
+use crate::stored::Stored;
 
 /// The driver of one service. Passwords are read from the environment here, and nowhere else.
-pub(crate) fn driver(service: &ServicePart) -> Result<Box<dyn Driver>, ServiceError> {
+pub fn driver(service: &ServicePart) -> Result<Box<dyn Driver>, ServiceError> {
     Ok(match service {
         ServicePart::Postgresql { url, password_env, databases } => {
             let password = password_env.as_ref().map(|name| {
@@ -55,10 +55,7 @@ fn filter(mount: &MountPart) -> Result<Filter, Failure> {
 }
 
 /// Every gateway of the environment, and where it is reached.
-pub(crate) fn gateways(
-    place: &Place,
-    purpose: Purpose,
-) -> Result<Vec<GatewayParticipant>, Failure> {
+pub fn gateways(place: &Place, purpose: Purpose) -> Result<Vec<GatewayParticipant>, Failure> {
     place
         .environment()
         .gateways
@@ -71,17 +68,17 @@ pub(crate) fn gateways(
 }
 
 /// The control sockets of every gateway.
-pub(crate) fn gateway_sockets(place: &Place) -> Result<Vec<PathBuf>, Failure> {
+pub fn gateway_sockets(place: &Place) -> Result<Vec<PathBuf>, Failure> {
     place.environment().gateways.keys().map(|name| place.gateway_socket(name)).collect()
 }
 
 /// All participants of a backup. `last` is the environment's last one: what it holds and has not
 /// changed since is not read again; where it cannot be read, everything is.
-pub(crate) fn participants(
+pub fn participants(
     place: &Place,
     live: bool,
     last: Option<(&Reader, &Stored)>,
-    terminal: &Terminal,
+    monitor: &dyn Monitor,
 ) -> Result<Vec<Box<dyn Participant>>, Failure> {
     let environment = place.environment();
     let mut all: Vec<Box<dyn Participant>> = Vec::new();
@@ -106,7 +103,7 @@ pub(crate) fn participants(
         if let Some((reader, stored)) = last
             && let Err(failure) = recall(&mut participant, reader, stored)
         {
-            terminal.say(&format!("warning: {failure}; everything is read again"));
+            monitor.warn(&format!("{failure}; everything is read again"));
             // What it recalled before that is not kept: half a memory is none.
             participant = fresh();
         }
@@ -156,7 +153,7 @@ fn recall(
 }
 
 /// The restore of one part of a backup, into this environment.
-pub(crate) fn restore_part<'a>(
+pub fn restore_part<'a>(
     place: &Place,
     reader: &'a Arc<Reader>,
     part: &Part,
@@ -199,10 +196,7 @@ pub(crate) fn restore_part<'a>(
 }
 
 /// The steps that finish or undo a part's restore, without the backup.
-pub(crate) fn recovery_steps(
-    place: &Place,
-    part: &JournalPart,
-) -> Result<Box<dyn Restore>, CaptureError> {
+pub fn recovery_steps(place: &Place, part: &JournalPart) -> Result<Box<dyn Restore>, CaptureError> {
     let environment = place.environment();
     let missing = || {
         CaptureError::new(format!("recover `{}`: it is not in stillpoint.yaml any more", part.name))
@@ -224,7 +218,7 @@ pub(crate) fn recovery_steps(
 }
 
 /// The word for a role.
-pub(crate) fn role(role: Role) -> &'static str {
+pub fn role(role: Role) -> &'static str {
     match role {
         Role::Service => "service",
         Role::Mount => "mount",
@@ -232,7 +226,7 @@ pub(crate) fn role(role: Role) -> &'static str {
 }
 
 /// The commit that the environment's code is at, by Git itself.
-pub(crate) fn code(place: &Place) -> Option<Code> {
+pub fn code(place: &Place) -> Option<Code> {
     let path = &place.environment().code.as_ref()?.path;
     let git = |arguments: &[&str]| {
         let output = std::process::Command::new("git").arg("-C").arg(path).args(arguments).output();

@@ -1,0 +1,123 @@
+//! The backups of an environment, as its repository holds them.
+
+use crate::failure::Failure;
+use crate::parts::role;
+use crate::place::Place;
+use std::io::Read;
+use stillpoint_model::ids::BackupId;
+use stillpoint_model::manifest::{MANIFEST_VERSION, Manifest, Part};
+use stillpoint_repository::{BlobId, Node, Reader, Snapshot, SnapshotId};
+
+/// One backup.
+pub struct Stored {
+    /// Its tree.
+    pub tree: BlobId,
+    /// Its snapshot.
+    pub snapshot: SnapshotId,
+    /// Its record.
+    pub manifest: Manifest,
+}
+
+/// All that is sure of a manifest of any version.
+#[derive(serde::Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+impl Stored {
+    /// Every backup of the environment that can be read, newest first, and why others cannot.
+    pub fn all(place: &Place, reader: &Reader) -> (Vec<Self>, Vec<Failure>) {
+        let tag = format!("environment={}", place.name);
+        let (mut all, mut unreadable) = (Vec::new(), Vec::new());
+        for (id, snapshot) in reader.snapshots() {
+            if snapshot.tags.contains(&tag) {
+                match Self::read(reader, *id, snapshot) {
+                    Ok(stored) => all.push(stored),
+                    Err(failure) => unreadable.push(failure),
+                }
+            }
+        }
+        unreadable.extend(damaged(reader));
+        all.sort_by_key(|backup| std::cmp::Reverse(backup.manifest.created));
+        (all, unreadable)
+    }
+
+    /// The newest backup, without reading the others.
+    pub fn newest(place: &Place, reader: &Reader) -> Result<Option<Self>, Failure> {
+        let tag = format!("environment={}", place.name);
+        let newest = reader
+            .snapshots()
+            .iter()
+            .filter(|(_, snapshot)| snapshot.tags.contains(&tag))
+            .max_by_key(|(_, snapshot)| snapshot.time);
+        newest.map(|(id, snapshot)| Self::read(reader, *id, snapshot)).transpose()
+    }
+
+    /// One backup by its id.
+    pub fn one(place: &Place, reader: &Reader, id: &BackupId) -> Result<Self, Failure> {
+        let (tag, of) = (format!("backup={id}"), format!("environment={}", place.name));
+        reader
+            .snapshots()
+            .iter()
+            .find(|(_, snapshot)| snapshot.tags.contains(&tag) && snapshot.tags.contains(&of))
+            .map(|(id, snapshot)| Self::read(reader, *id, snapshot))
+            .transpose()?
+            .ok_or_else(|| {
+                Failure::new(format!("environment `{}` has no backup {id}", place.name))
+                    .hint("`stillpoint backup:list` shows what there is")
+            })
+    }
+
+    fn read(
+        reader: &Reader,
+        snapshot_id: SnapshotId,
+        snapshot: &Snapshot,
+    ) -> Result<Self, Failure> {
+        let tag = snapshot.tags.iter().find_map(|tag| tag.strip_prefix("backup="));
+        let id = tag.unwrap_or("without an id");
+        let fail =
+            || Failure::new(format!("read the manifest of backup {id} of {:.0}", snapshot.time));
+        let node =
+            reader.lookup(&snapshot.tree, "manifest.json").map_err(|e| fail().because(&e))?;
+        let mut text = Vec::new();
+        reader
+            .open(node.content.as_deref().unwrap_or_default())
+            .read_to_end(&mut text)
+            .map_err(|e| fail().because(&e))?;
+        // Before anything else of it: another version may look different altogether.
+        let Versioned { version } =
+            serde_json::from_slice(&text).map_err(|e| fail().because(&e))?;
+        if version != MANIFEST_VERSION {
+            return Err(fail().hint(format!(
+                "it has version {version}, this program knows {MANIFEST_VERSION}: a newer one is \
+                 needed"
+            )));
+        }
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| fail().because(&e))?;
+        Ok(Self { tree: snapshot.tree, snapshot: snapshot_id, manifest })
+    }
+
+    /// The directory of one of its parts, and the tree below it.
+    pub fn directory_of(&self, reader: &Reader, part: &Part) -> Result<(Node, BlobId), Failure> {
+        let path = format!("{}s/{}", role(part.role), part.name);
+        let fail = || Failure::new(format!("the backup lacks `{path}`"));
+        let node = reader.lookup(&self.tree, &path).map_err(|e| fail().because(&e))?;
+        let tree = node.subtree.ok_or_else(fail)?;
+        Ok((node, tree))
+    }
+}
+
+/// Snapshots that cannot even be opened, so that nothing tells which environment they are of.
+pub fn damaged(reader: &Reader) -> impl Iterator<Item = Failure> + '_ {
+    reader.damaged().iter().map(|(id, error)| {
+        Failure::new(format!("snapshot {id} is damaged, whatever it is of")).because(error)
+    })
+}
+
+/// Opens the environment's repository for reading.
+pub fn open(place: &Place) -> Result<Reader, Failure> {
+    place
+        .repository(false)?
+        .reader()
+        .map_err(|e| Failure::new("read the repository's index").because(&e))
+}
