@@ -90,6 +90,8 @@ impl std::fmt::Display for Failure {
     }
 }
 
+impl Error for Failure {}
+
 impl From<CaptureError> for Failure {
     fn from(error: CaptureError) -> Self {
         let hint = error.advice().map(str::to_owned);

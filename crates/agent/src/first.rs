@@ -42,6 +42,11 @@ impl Files {
         self.make(&new)
     }
 
+    /// Whether there has ever been a repository.
+    pub(crate) fn are_known(&self) -> Result<bool, Failure> {
+        Ok(exists(&self.password)? || self.has_config()?)
+    }
+
     fn has_config(&self) -> Result<bool, Failure> {
         exists(&self.repository.join("config"))
     }

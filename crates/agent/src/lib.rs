@@ -12,6 +12,9 @@ pub mod parts;
 pub mod place;
 pub mod protocol;
 pub mod restore;
+mod serve;
 pub mod stored;
+pub mod task;
 
 pub use failure::{Failure, FailureKind};
+pub use serve::{AgentOptions, Stop, serve, server_socket};

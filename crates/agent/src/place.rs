@@ -138,6 +138,12 @@ impl Place {
         Ok((repository, password))
     }
 
+    /// Whether the environment's type has ever had a repository here.
+    pub fn has_repository(&self) -> Result<bool, Failure> {
+        let (repository, password) = self.repository_files()?;
+        first::Files { repository, password }.are_known()
+    }
+
     /// Opens the environment's repository; `create` makes it, and its password, the first time.
     pub fn repository(&self, create: bool) -> Result<Repository, Failure> {
         let (path, password_file) = self.repository_files()?;

@@ -121,3 +121,28 @@ pub fn open(place: &Place) -> Result<Reader, Failure> {
         .reader()
         .map_err(|e| Failure::new("read the repository's index").because(&e))
 }
+
+/// Removes the environment's backups of these ids from its repository, and says which were there.
+/// What only they needed stays stored until a prune.
+pub fn forget(place: &Place, backups: &[BackupId]) -> Result<Vec<BackupId>, Failure> {
+    if !place.has_repository()? {
+        return Ok(Vec::new());
+    }
+    let repository = place.repository(false)?;
+    let of = format!("environment={}", place.name);
+    let list =
+        repository.list_snapshots().map_err(|e| Failure::new("list the backups").because(&e))?;
+    let (mut ids, mut found) = (Vec::new(), Vec::new());
+    for (id, snapshot) in &list.snapshots {
+        for backup in backups {
+            if snapshot.tags.contains(&of) && snapshot.tags.contains(&format!("backup={backup}")) {
+                ids.push(*id);
+                found.push(backup.clone());
+            }
+        }
+    }
+    if !ids.is_empty() {
+        repository.forget(&ids).map_err(|e| Failure::new("delete the backups").because(&e))?;
+    }
+    Ok(found)
+}

@@ -115,6 +115,7 @@ pub fn back_up(
         registry.set(Vec::new(), None)?;
         monitor.begin("prepare", None);
         each(&mut participants, |p| p.prepare(&writer, monitor))?;
+        go_on(monitor)?;
         let moment = if order.live {
             monitor.begin("mark", None);
             each(&mut participants, |p| p.mark())?;
@@ -122,6 +123,7 @@ pub fn back_up(
         } else {
             Some(still_point(order, &mut participants, &registry, monitor)?)
         };
+        go_on(monitor)?;
         monitor.begin("capture", None);
         each(&mut participants, |p| p.capture(&writer, monitor))?;
         let accounts = participants.iter_mut().map(|p| p.account()).collect();
@@ -160,7 +162,7 @@ fn still_point(
     let undo = participants.iter().flat_map(|p| p.undo()).collect();
     registry.set(undo, Some(order.limits.max_hold))?;
     monitor.begin("hold", None);
-    let moment = hold_and_mark(&hold, order.limits.settle, participants);
+    let moment = hold_and_mark(&hold, order.limits.settle, participants, monitor);
     // Released before anything else is said or done, in every case.
     let released = each(participants, |p| p.release());
     monitor.begin("released", None);
@@ -175,9 +177,12 @@ fn hold_and_mark(
     hold: &HoldOrder,
     settle: Duration,
     participants: &mut Participants,
+    monitor: &dyn Monitor,
 ) -> Result<Moment, CaptureError> {
     each(participants, |p| p.hold(hold))?;
+    go_on(monitor)?;
     each(participants, |p| p.drain(hold))?;
+    go_on(monitor)?;
     let settling = Instant::now();
     let mut before = counters(participants)?;
     while settling.elapsed() < settle {
@@ -209,6 +214,11 @@ fn hold_and_mark(
         }
         before = after;
     }
+}
+
+/// Stops here if that was asked for: nothing has been published yet.
+fn go_on(monitor: &dyn Monitor) -> Result<(), CaptureError> {
+    if monitor.cancelled() { Err(CaptureError::new("cancelled")) } else { Ok(()) }
 }
 
 /// Every counter that there is, with its participant's name.
@@ -344,6 +354,12 @@ fn publish(
         return match writer.abandon() {
             Ok(()) => Err(error.hint("mend it, exclude it, or set `on_partial: partial`")),
             Err(also) => Err(error.because(also)),
+        };
+    }
+    if let Err(cancelled) = go_on(monitor) {
+        return match writer.abandon() {
+            Ok(()) => Err(cancelled),
+            Err(also) => Err(cancelled.because(also)),
         };
     }
     monitor.begin("publish", None);

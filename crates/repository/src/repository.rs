@@ -10,6 +10,7 @@ use crate::format::unpacked;
 use crate::id::{BlobId, FileId, SnapshotId};
 use crate::index::Index;
 use crate::keyfile;
+use crate::lock::Lock;
 use crate::read::Reader;
 use crate::store::{FileKind, Store};
 use crate::write::{Writer, WriterOptions};
@@ -152,6 +153,22 @@ impl Repository {
         }
         list.snapshots.sort_by_key(|(id, snapshot)| (snapshot.time, *id));
         Ok(list)
+    }
+
+    /// Removes snapshots, and nothing that they refer to: what only they needed stays until a prune.
+    /// Those that are not there are fine. A shared lock is enough, since no data goes: who reads
+    /// one of them at the same time still finds it all.
+    pub fn forget(&self, snapshots: &[SnapshotId]) -> Result<(), RepositoryError> {
+        let lock = Lock::shared(self.shared_store(), self.shared_key(), None)?;
+        for id in snapshots {
+            match self.store().remove(FileKind::Snapshot, &FileId(id.0)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(RepositoryError::store(format!("remove snapshot {id}"))(error));
+                }
+                _ => {}
+            }
+        }
+        lock.release()
     }
 
     fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot, RepositoryError> {

@@ -1,5 +1,8 @@
 //! What is known of a mount's files from earlier looks at it, and which of it may be trusted.
 
+use crate::CaptureError;
+use rustix::io::Errno;
+
 use super::identity::{Identity, MARGIN, Nanoseconds};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -68,10 +71,21 @@ impl Cache {
 pub(super) struct Apart(HashSet<(u64, u64)>);
 
 impl Apart {
-    /// The files at `paths`, as far as they exist just now.
-    pub(super) fn of(paths: &[PathBuf]) -> Self {
-        let identity = |path: &PathBuf| rustix::fs::stat(path).map(|s| (s.st_dev, s.st_ino)).ok();
-        Self(paths.iter().filter_map(identity).collect())
+    /// The files at `paths`, as far as they exist just now. One that cannot be looked at is not
+    /// missing: it might be opened by another path.
+    pub(super) fn of(paths: &[PathBuf]) -> Result<Self, CaptureError> {
+        let mut identities = HashSet::new();
+        for path in paths {
+            match rustix::fs::stat(path) {
+                Ok(stat) => drop(identities.insert((stat.st_dev, stat.st_ino))),
+                Err(Errno::NOENT) => {}
+                Err(error) => {
+                    return Err(CaptureError::new(format!("look for {}", path.display()))
+                        .because(std::io::Error::from(error)));
+                }
+            }
+        }
+        Ok(Self(identities))
     }
 
     pub(super) fn has(&self, identity: &Identity) -> bool {

@@ -141,7 +141,7 @@ impl Participant for MountParticipant {
             let pass = pass::upload(
                 &self.root,
                 &self.filter,
-                &Apart::of(&self.apart),
+                &Apart::of(&self.apart)?,
                 &mut self.cache,
                 writer,
                 monitor,
@@ -182,7 +182,8 @@ impl Participant for MountParticipant {
     }
 
     fn mark(&mut self) -> Result<(), CaptureError> {
-        let marked = mark::mark(&self.root, &self.filter, &Apart::of(&self.apart), &self.cache)
+        let apart = Apart::of(&self.apart)?;
+        let marked = mark::mark(&self.root, &self.filter, &apart, &self.cache)
             .map_err(|e| self.fail("mark", e))?;
         let mut values = BTreeMap::from([
             ("entries".to_owned(), marked.entries.to_string()),

@@ -9,9 +9,12 @@
 //!
 //! Cut off anywhere, [`recover`] goes on from the journal: back before `swapped`, forward after.
 
+mod interruptible;
 mod journal;
 
 pub use journal::{Journal, JournalPart, Phase};
+
+use interruptible::Interruptible;
 
 use crate::gateways::GatewayParticipant;
 use crate::participant::Participant;
@@ -92,14 +95,21 @@ pub fn restore(
     let undo = Undo::Run { arguments: order.recovery.clone() };
     watchdog.register(vec![undo.clone()], None).map_err(watchdog_lost)?;
     journal.write(&order.journal)?;
+    let mut closed = None;
     let outcome = load(&mut parts, &journal, monitor).and_then(|()| {
         // It was told of this before the load, which may have taken hours.
         watchdog.register(vec![undo], None).map_err(watchdog_lost)?;
         for gateway in &mut gateways {
             gateway.reach()?;
         }
-        swap(order, &mut parts, &mut gateways, &mut journal, monitor)
+        swap(order, &mut parts, &mut gateways, &mut journal, &mut closed, monitor)
     });
+    if let Some(closed) = closed {
+        // The journal stays, or recovery would not know that a gateway refuses requests.
+        return Err(
+            closed.hint("a gateway refuses requests until `stillpoint recover` has opened it")
+        );
+    }
     match journal.phase {
         Phase::Swapped => {
             // Only once requests flow again, or recovery would not know that they do not.
@@ -147,13 +157,19 @@ fn load(
     monitor: &dyn Monitor,
 ) -> Result<(), CaptureError> {
     for (part, entry) in parts.iter_mut().zip(&journal.parts) {
+        go_on(monitor)?;
         monitor.begin(&format!("load {}", part.name), None);
-        let source = part.source.as_ref();
+        let source = &Interruptible { source: part.source.as_ref(), monitor };
         part.steps.load(&entry.aside, source).map_err(|e| of(&part.name, "load", e))?;
         monitor.begin(&format!("verify {}", part.name), None);
         part.steps.verify(&entry.aside, source).map_err(|e| of(&part.name, "verify", e))?;
     }
-    Ok(())
+    go_on(monitor)
+}
+
+/// Stops here if that was asked for: nothing has been swapped in yet.
+fn go_on(monitor: &dyn Monitor) -> Result<(), CaptureError> {
+    if monitor.cancelled() { Err(CaptureError::new("cancelled")) } else { Ok(()) }
 }
 
 fn swap(
@@ -161,6 +177,7 @@ fn swap(
     parts: &mut [RestorePart<'_>],
     gateways: &mut [GatewayParticipant],
     journal: &mut Journal,
+    closed: &mut Option<CaptureError>,
     monitor: &dyn Monitor,
 ) -> Result<Option<f64>, CaptureError> {
     let hold = order.limits.hold(order.token.clone());
@@ -196,7 +213,9 @@ fn swap(
         if let Err(late) = gateway.release() {
             // The hold had ended before, and requests have been refused since.
             tracing::warn!("the restore's hold: {late}");
-            gateway.reopen(&order.token)?;
+            if let Err(error) = gateway.reopen(&order.token) {
+                *closed = Some(error);
+            }
         }
     }
     monitor.begin("released", None);

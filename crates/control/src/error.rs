@@ -1,0 +1,59 @@
+//! Why a use case refuses or fails. What the caller may not see is said to be unknown, in the same
+//! words as what is not there.
+
+use sea_orm::DbErr;
+
+/// A refusal or failure.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Not there, or not for this caller's eyes.
+    #[error("{0} not found")]
+    NotFound(&'static str),
+    /// The caller lacks the role.
+    #[error("{0}")]
+    Forbidden(String),
+    /// A value that cannot be.
+    #[error("{field}: {why}")]
+    Invalid {
+        /// Which one.
+        field: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Only an active environment can be backed up or restored.
+    #[error(
+        "environment `{0}` is not active: activate it first, `stillpoint environment:activate {0}`"
+    )]
+    NotActive(String),
+    /// The environment is active already, or not.
+    #[error("environment `{environment}` is {status}")]
+    WrongStatus {
+        /// Its name.
+        environment: String,
+        /// Its status.
+        status: String,
+    },
+    /// The activity has ended, or cannot be stopped any more.
+    #[error("the activity cannot be cancelled in its current state: {0}")]
+    CannotCancel(String),
+    /// There is one already.
+    #[error("{0}")]
+    Conflict(String),
+    /// No such token, or one that was revoked.
+    #[error("Invalid API token")]
+    InvalidApiToken,
+    /// No such access token, or one that has expired.
+    #[error("the access token is invalid or has expired")]
+    InvalidAccessToken,
+    /// The datastore cannot be used.
+    #[error("open the datastore {path}: {why}")]
+    Unusable {
+        /// Its file.
+        path: String,
+        /// In words.
+        why: String,
+    },
+    /// The datastore failed.
+    #[error("the datastore failed")]
+    Storage(#[from] DbErr),
+}
