@@ -1,6 +1,8 @@
 //! The one definition of every command and flag; parser and help both come from it.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use stillpoint_agent::place::Where;
 
@@ -114,6 +116,21 @@ pub(crate) enum Command {
     Watchdog(WatchdogArgs),
     /// Finish or undo a restore that was cut off
     Recover,
+    /// Run everything for this host's configuration: server, agent, gateways and watchdog
+    #[command(after_help = "In the foreground. Prints `ready URL` once the API can be used; the \
+        first administrator's token is then in admin.token in the data directory. The agent and \
+        the watchdog need the variables that `password_env` names in stillpoint.yaml; server and \
+        gateways never see them. As root the gateways run as --gateway-user.\n\nExamples:\n  \
+        SHOP_DB_PASSWORD=... stillpoint up\n  \
+        stillpoint up --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem")]
+    Up(UpArgs),
+    /// The server alone: control plane and API
+    Server(ServerArgs),
+    /// The agent alone: it runs backups and restores on the server's order
+    Agent(AgentArgs),
+    /// Part of `agent`: runs one order
+    #[command(hide = true)]
+    Task,
     /// Part of `demo`: the shop's web application
     #[command(hide = true)]
     DemoShop(crate::demo::ShopArgs),
@@ -182,11 +199,70 @@ pub(crate) struct RestoreArgs {
     pub no_safety_backup: bool,
 }
 
+/// Of `up`.
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Who the gateways run as when this is root [default: stillpoint-gateway, or nobody]
+    #[arg(long, value_name = "USER")]
+    pub gateway_user: Option<String>,
+}
+
+/// Of `server`.
+#[derive(Debug, Args)]
+pub(crate) struct ServerArgs {
+    /// Where the API listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8470")]
+    pub listen: SocketAddr,
+    /// A certificate for TLS, with those up to its root (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Without TLS although others can reach it: they can read the tokens
+    #[arg(long)]
+    pub insecure_http: bool,
+    /// End when standard input does
+    #[arg(long, hide = true)]
+    pub exit_with_stdin: bool,
+}
+
+impl ServerArgs {
+    /// The same as arguments of `server`.
+    pub(crate) fn to_arguments(&self) -> Vec<OsString> {
+        let mut arguments = vec!["--listen".into(), self.listen.to_string().into()];
+        if let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            arguments.extend(["--tls-cert".into(), certificate.into()]);
+            arguments.extend(["--tls-key".into(), key.into()]);
+        }
+        if self.insecure_http {
+            arguments.push("--insecure-http".into());
+        }
+        arguments
+    }
+}
+
+/// Of `agent`.
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// The agent's name
+    #[arg(long, default_value = "local")]
+    pub name: String,
+    /// End when standard input does
+    #[arg(long, hide = true)]
+    pub exit_with_stdin: bool,
+}
+
 /// Of `gateway`.
 #[derive(Debug, Args)]
 pub(crate) struct GatewayRunArgs {
     /// The gateway's name in the configuration
     pub name: String,
+    /// Give up root for this user once everything is open
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
     /// End when standard input does
     #[arg(long, hide = true)]
     pub exit_with_stdin: bool,
@@ -198,4 +274,7 @@ pub(crate) struct WatchdogArgs {
     /// End once nobody needs it any more
     #[arg(long)]
     pub until_idle: bool,
+    /// End once standard input has ended and nothing is left to be undone
+    #[arg(long, hide = true)]
+    pub exit_with_stdin: bool,
 }

@@ -6,14 +6,14 @@
 //! requests in flight first. It does not start while a restore is half swapped in.
 
 use crate::arguments::{GatewayRunArgs, Global};
+use crate::ending::ending;
 use crate::failure::Failure;
+use crate::privileges;
 use std::error::Error;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use stillpoint_agent::place::Place;
 use stillpoint_capture::restore::{Journal, Phase};
 use stillpoint_gateway::{Gateway, GatewayOptions};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
 
 /// Runs a gateway of the configuration until it is told to end.
 pub(crate) fn run(global: &Global, arguments: &GatewayRunArgs) -> Result<(), Failure> {
@@ -43,7 +43,8 @@ pub(crate) fn run(global: &Global, arguments: &GatewayRunArgs) -> Result<(), Fai
         .enable_all()
         .build()
         .map_err(|e| fail().because(&e))?;
-    let result = runtime.block_on(serve(options, arguments.exit_with_stdin));
+    let result =
+        runtime.block_on(serve(options, arguments.user.as_deref(), arguments.exit_with_stdin));
     // What is still open after the time of grace is closed without waiting.
     runtime.shutdown_background();
     result.map_err(|e| fail().because(e.as_ref()))
@@ -65,51 +66,18 @@ fn refuse_half_swapped(place: &Place) -> Result<(), Failure> {
 
 async fn serve(
     options: GatewayOptions,
+    user: Option<&str>,
     exit_with_stdin: bool,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     // Before the first line on stdout: whoever reads it may send a signal at once.
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let stdin_ended = watch_stdin(exit_with_stdin)?;
+    let ending = ending(exit_with_stdin)?;
     let gateway = Gateway::bind(options).await?;
+    if let Some(user) = user {
+        privileges::drop_to(user)?;
+    }
     let mut stdout = io::stdout();
     writeln!(stdout, "ready http://{}", gateway.address())?;
     stdout.flush()?;
-    gateway
-        .serve(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                () = stdin_ended => {}
-            }
-        })
-        .await?;
+    gateway.serve(ending).await?;
     Ok(())
-}
-
-/// Ends when standard input does, or never. A thread of its own reads it: nothing else can wait
-/// for the end of any kind of standard input.
-fn watch_stdin(watch: bool) -> io::Result<impl Future<Output = ()>> {
-    let (ended, end) = oneshot::channel();
-    if watch {
-        std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
-            let mut stdin = io::stdin().lock();
-            let mut bytes = [0_u8; 1024];
-            loop {
-                match stdin.read(&mut bytes) {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Ok(read) if read > 0 => {}
-                    // An input that cannot be read any more has ended as well.
-                    Ok(_) | Err(_) => break,
-                }
-            }
-            // When nobody waits any more, the gateway is ending already.
-            let _ = ended.send(());
-        })?;
-    }
-    Ok(async move {
-        if !watch || end.await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    })
 }

@@ -4,12 +4,16 @@ mod arguments;
 mod backups;
 mod create;
 mod demo;
+mod ending;
 mod failure;
 mod gateway;
 mod output;
+mod privileges;
+mod processes;
 mod repo;
 mod restore;
 mod terminal;
+mod up;
 mod watchdog;
 
 use arguments::{Arguments, BackupCommand, Command};
@@ -36,6 +40,10 @@ fn main() -> ExitCode {
         Command::Backup(BackupCommand::Restore(arguments)) => restore::run(global, &arguments),
         Command::Gateway(arguments) => gateway::run(global, &arguments),
         Command::Watchdog(arguments) => watchdog::run(global, &arguments),
+        Command::Up(arguments) => up::run(global, &arguments),
+        Command::Server(arguments) => processes::server(global, &arguments),
+        Command::Agent(arguments) => processes::agent(global, &arguments),
+        Command::Task => processes::task(global),
         Command::Recover => restore::run_recover(global),
     };
     match done {

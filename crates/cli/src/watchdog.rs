@@ -2,8 +2,11 @@
 //! what an earlier one, or this machine's last run, left undone: every restore that has a journal.
 
 use crate::arguments::{Global, WatchdogArgs};
+use crate::ending::await_end_of_stdin;
 use crate::failure::Failure;
 use crate::output::put;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use stillpoint_agent::place;
 use stillpoint_capture::restore::Journal;
 use stillpoint_capture::watchdog::{Watchdog, WatchdogOptions};
@@ -17,7 +20,19 @@ pub(crate) fn run(global: &Global, arguments: &WatchdogArgs) -> Result<(), Failu
     let options = WatchdogOptions { socket: socket.clone(), program, until_idle };
     let watchdog = Watchdog::bind(options).map_err(|e| fail().because(&e))?;
     put(&format!("ready {}", socket.display()))?;
-    watchdog.recovering(left_undone(global)?).serve().map_err(|e| fail().because(&e))
+    let ending = Arc::new(AtomicBool::new(false));
+    if arguments.exit_with_stdin {
+        let ending = Arc::clone(&ending);
+        std::thread::spawn(move || {
+            await_end_of_stdin();
+            ending.store(true, Ordering::Relaxed);
+        });
+    }
+    watchdog
+        .recovering(left_undone(global)?)
+        .ending_with(ending)
+        .serve()
+        .map_err(|e| fail().because(&e))
 }
 
 /// How this program is called to recover each restore that has a journal. One that is still under

@@ -105,7 +105,7 @@ pub(crate) async fn cancel(
 ) -> Result<Json<Value>, ApiError> {
     let stopped = api.control.cancel(&caller, &id, &activity).await?;
     let entity = object(&api, &caller, &stopped).await?;
-    Ok(Json(envelope(vec![entity.clone()], Some(entity))))
+    Ok(Json(envelope(std::slice::from_ref(&entity), Some(entity.clone()))))
 }
 
 /// `GET {self}/log`: a line of JSON for each line, and a seal once the activity has ended. The

@@ -64,7 +64,7 @@ pub(crate) async fn patch(
     };
     let changed = api.control.retitle_environment(&caller, &id, &name, title).await?;
     let access = api.control.access(&caller, &id).await?;
-    Ok(Json(envelope(Vec::new(), Some(object(&api, &changed, &access).await?))))
+    Ok(Json(envelope(&[], Some(object(&api, &changed, &access).await?))))
 }
 
 /// `POST {E}/activate`.
@@ -94,7 +94,7 @@ async fn set_active(
     let (changed, activity) = api.control.set_active(&caller, &id, &name, active).await?;
     let access = api.control.access(&caller, &id).await?;
     let entity = object(&api, &changed, &access).await?;
-    Ok(Json(envelope(vec![activity_object(&activity, &[], false)], Some(entity))))
+    Ok(Json(envelope(&[activity_object(&activity, &[], false)], Some(entity))))
 }
 
 /// `GET {E}/deployments/current`: some clients insist on one.
@@ -131,7 +131,7 @@ async fn started(
 ) -> Result<Json<Value>, ApiError> {
     let access = api.control.access(caller, &activity.project).await?;
     let can_cancel = api.control.can_cancel(&access, activity);
-    Ok(Json(envelope(vec![activity_object(activity, &[], can_cancel)], None)))
+    Ok(Json(envelope(&[activity_object(activity, &[], can_cancel)], None)))
 }
 
 /// `POST {E}/backup` and `POST {E}/backups`.

@@ -24,7 +24,7 @@ fn link(href: impl Into<String>) -> Value {
 }
 
 /// The envelope of everything that changes something.
-pub(crate) fn envelope(activities: Vec<Value>, entity: Option<Value>) -> Value {
+pub(crate) fn envelope(activities: &[Value], entity: Option<Value>) -> Value {
     let mut embedded = json!({ "activities": activities });
     if let Some(entity) = entity {
         embedded["entity"] = entity;

@@ -11,6 +11,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
@@ -44,6 +46,7 @@ pub struct Watchdog {
     options: WatchdogOptions,
     runner: Runner,
     recoveries: Vec<Vec<String>>,
+    ending: Arc<AtomicBool>,
 }
 
 /// What a thread tells the main one.
@@ -70,7 +73,8 @@ impl Watchdog {
         let listener = UnixListener::bind(&options.socket)?;
         std::fs::set_permissions(&options.socket, std::fs::Permissions::from_mode(0o600))?;
         let runner = Runner { program: options.program.clone(), pauses: pauses() };
-        Ok(Self { listener, options, runner, recoveries: Vec::new() })
+        let ending = Arc::default();
+        Ok(Self { listener, options, runner, recoveries: Vec::new(), ending })
     }
 
     /// The same, with other pauses between the tries of an [`Undo::Run`].
@@ -88,7 +92,14 @@ impl Watchdog {
         self
     }
 
-    /// Serves holders until none is left (with `until_idle`) or for ever.
+    /// The same, which ends once it is told to by `ending` and nothing is left to be undone.
+    #[must_use]
+    pub fn ending_with(mut self, ending: Arc<AtomicBool>) -> Self {
+        self.ending = ending;
+        self
+    }
+
+    /// Serves holders until none is left (with `until_idle`), or it is told to end, or for ever.
     pub fn serve(mut self) -> io::Result<()> {
         let (tell, news) = mpsc::channel();
         let mut threads = 0_usize;
@@ -111,7 +122,8 @@ impl Watchdog {
                     News::Ended => threads -= 1,
                 }
             }
-            if self.options.until_idle && served && threads == 0 {
+            let ending = self.ending.load(Ordering::Relaxed);
+            if threads == 0 && (ending || self.options.until_idle && served) {
                 return std::fs::remove_file(&self.options.socket);
             }
             // Threads end by themselves, so look for that a few times a second.
