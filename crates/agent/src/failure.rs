@@ -57,6 +57,13 @@ impl Failure {
         self
     }
 
+    /// The same, because of this too.
+    #[must_use]
+    pub fn and(mut self, why: impl Into<String>) -> Self {
+        self.lines.push(why.into());
+        self
+    }
+
     /// The same, with advice.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

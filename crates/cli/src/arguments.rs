@@ -15,7 +15,8 @@ use stillpoint_agent::place::Where;
     disable_help_subcommand = true,
     after_help = "Examples:\n  \
         stillpoint demo                    see it work on a real environment\n  \
-        stillpoint backup:create           back up the environment that ./stillpoint.yaml describes\n  \
+        stillpoint up                      keep it running for ./stillpoint.yaml\n  \
+        stillpoint backup:create           back up the environment\n  \
         stillpoint backup:list             what there is to restore\n  \
         stillpoint backup:restore ID       put it back\n\n\
         `stillpoint backup:create` and `stillpoint backup create` are the same.\n\
@@ -54,6 +55,12 @@ pub(crate) struct Global {
     /// How data is printed
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+    /// Act on this host's configuration, without a server
+    #[arg(long, global = true, env = "STILLPOINT_LOCAL")]
+    pub local: bool,
+    /// Do not wait for the activity that was started
+    #[arg(short = 'W', long, global = true)]
+    pub no_wait: bool,
     /// Answer yes to every question
     #[arg(short, long, global = true)]
     pub yes: bool,
@@ -101,6 +108,21 @@ pub(crate) enum Command {
     /// The same as backup:list
     #[command(hide = true)]
     Backups(ListArgs),
+    /// List, show, follow and cancel activities
+    #[command(subcommand)]
+    Activity(ActivityCommand),
+    /// List, show, activate and deactivate environments
+    #[command(subcommand)]
+    Environment(EnvironmentCommand),
+    /// Who may do what in the project
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Tokens to log in with
+    #[command(subcommand)]
+    ApiToken(TokenCommand),
+    /// Where backups are stored
+    #[command(subcommand)]
+    Location(LocationCommand),
     /// The repository engine alone, on a directory
     Repo(crate::repo::RepoArgs),
     /// Run a gateway of the configuration: it stands before the application and holds requests
@@ -116,6 +138,14 @@ pub(crate) enum Command {
     Watchdog(WatchdogArgs),
     /// Finish or undo a restore that was cut off
     Recover,
+    /// Say what works here and what is missing, for backup and for restore; changes nothing
+    Doctor,
+    /// Print completions for a shell
+    #[command(after_help = "Example:\n  stillpoint completions bash > \
+        /etc/bash_completion.d/stillpoint")]
+    Completions(CompletionsArgs),
+    /// Write man pages
+    Man(ManArgs),
     /// Run everything for this host's configuration: server, agent, gateways and watchdog
     #[command(after_help = "In the foreground. Prints `ready URL` once the API can be used; the \
         first administrator's token is then in admin.token in the data directory. The agent and \
@@ -146,15 +176,16 @@ pub(crate) enum Command {
 #[derive(Debug, Subcommand)]
 pub(crate) enum BackupCommand {
     /// Take a backup of a running environment
-    #[command(after_help = "Prints the backup's id on stdout. Needs a running gateway and \
-        watchdog (`stillpoint gateway NAME`, `stillpoint watchdog`); --live needs only the \
-        watchdog.\n\nExamples:\n  stillpoint backup:create\n  stillpoint backup:create staging \
+    #[command(after_help = "Prints the backup's id on stdout. The server's agent takes the \
+        backup; with --local this process does, and needs a running gateway and watchdog.\n\nExamples:\n  stillpoint backup:create\n  stillpoint backup:create staging \
         --live\n  stillpoint backup:create --format json | jq .attributes.hold_ms")]
     Create(CreateArgs),
     /// List the backups of an environment, newest first
     List(ListArgs),
     /// Show one backup
     Get(GetArgs),
+    /// Delete a backup. What only it needed stays stored until a prune
+    Delete(DeleteArgs),
     /// Put a backup back: aside, verified, then swapped in; the old data stands until then
     #[command(after_help = "A safety backup is taken first. Code is not part of a backup: its \
         commit is printed.\n\nExamples:\n  stillpoint backup:restore 5ouvtgo4v75axijww7sqnftste2\n  \
@@ -172,6 +203,13 @@ pub(crate) struct CreateArgs {
     pub live: bool,
 }
 
+/// Of `backup:delete`.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// The backup's id
+    pub id: String,
+}
+
 /// Of `backup:list`.
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
@@ -184,6 +222,9 @@ pub(crate) struct ListArgs {
 pub(crate) struct GetArgs {
     /// The backup's id
     pub id: String,
+    /// Only this property
+    #[arg(short = 'P', long, value_name = "NAME")]
+    pub property: Option<String>,
 }
 
 /// Of `backup:restore`.
@@ -197,6 +238,143 @@ pub(crate) struct RestoreArgs {
     /// Do not back up what is there now first
     #[arg(long)]
     pub no_safety_backup: bool,
+    /// Replace the data of this environment [default: the one that the backup is of]
+    #[arg(long, value_name = "ENVIRONMENT")]
+    pub target: Option<String>,
+    /// The parent of a target that does not exist yet
+    #[arg(long, value_name = "ENVIRONMENT")]
+    pub branch_from: Option<String>,
+    /// Leave the code alone; so far it always is
+    #[arg(long)]
+    pub no_code: bool,
+}
+
+/// What to do with activities.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ActivityCommand {
+    /// List activities, newest first; of one environment with -e
+    List {
+        /// At most so many
+        #[arg(long, default_value_t = 25)]
+        limit: u32,
+    },
+    /// Show one, as JSON
+    Get {
+        /// The activity's id
+        id: String,
+    },
+    /// Show its log; follows it to its end
+    Log {
+        /// The activity's id
+        id: String,
+    },
+    /// Ask it to stop; a restore that has begun to swap is finished
+    Cancel {
+        /// The activity's id [default: the newest that has not ended]
+        id: Option<String>,
+    },
+}
+
+/// What to do with environments.
+#[derive(Debug, Subcommand)]
+pub(crate) enum EnvironmentCommand {
+    /// List them
+    List,
+    /// Show one, or a property of it, or set its title
+    #[command(after_help = "Examples:\n  stillpoint environment:info -e main\n  \
+        stillpoint environment:info -e main status\n  \
+        stillpoint environment:info -e main title \"The shop\"")]
+    Info {
+        /// Only this property
+        property: Option<String>,
+        /// Its new value
+        value: Option<String>,
+    },
+    /// Let it be backed up and restored
+    Activate {
+        /// The environment
+        name: Option<String>,
+    },
+    /// Do not let it be backed up or restored; nothing of its data is touched
+    Deactivate {
+        /// The environment
+        name: Option<String>,
+    },
+}
+
+/// What to do with users.
+#[derive(Debug, Subcommand)]
+pub(crate) enum UserCommand {
+    /// List who is in the project
+    List,
+    /// Let somebody in, or change what they may do; prints the user's id
+    #[command(after_help = "Examples:\n  stillpoint user:add ann@example.com -r admin\n  \
+        stillpoint user:add bob@example.com -r viewer -r staging:admin\n  \
+        stillpoint user:add ci@example.com --machine -r production:admin\n  \
+        stillpoint api-token:create ci --user ci@example.com")]
+    Add {
+        /// The e-mail address
+        email: String,
+        /// `admin`, `viewer`, or TYPE:ROLE such as `production:admin`, `staging:viewer`
+        #[arg(short, long = "role", value_name = "ROLE", required = true)]
+        roles: Vec<String>,
+        /// For automation: it logs in with tokens that the project's admins make
+        #[arg(long)]
+        machine: bool,
+    },
+    /// Take somebody out of the project
+    Delete {
+        /// The e-mail address
+        email: String,
+    },
+}
+
+/// What to do with API tokens.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// List them, without their secrets
+    List {
+        /// Of this machine user [default: your own]
+        #[arg(long, value_name = "EMAIL")]
+        user: Option<String>,
+    },
+    /// Make one; it is printed once
+    Create {
+        /// What it is for
+        name: String,
+        /// Of this machine user [default: your own]
+        #[arg(long, value_name = "EMAIL")]
+        user: Option<String>,
+    },
+    /// Revoke one, at once
+    Delete {
+        /// Its name or id
+        token: String,
+        /// Of this machine user [default: your own]
+        #[arg(long, value_name = "EMAIL")]
+        user: Option<String>,
+    },
+}
+
+/// What to do with locations.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LocationCommand {
+    /// List them, and how they are
+    List,
+}
+
+/// Of `completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// Of `man`.
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Where to
+    pub directory: PathBuf,
 }
 
 /// Of `up`.

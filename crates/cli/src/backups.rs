@@ -1,12 +1,12 @@
 //! The backups of an environment, as its repository holds them, and how they are shown.
 
-use crate::arguments::{Format, GetArgs, Global, ListArgs};
+use crate::arguments::{DeleteArgs, Format, GetArgs, Global, ListArgs};
 use crate::failure::Failure;
-use crate::output::{put, tell};
+use crate::output::{put, rows, tell};
+use crate::remote::confirm;
 use crate::terminal::Terminal;
-use std::io::{self, Write};
 use stillpoint_agent::place::Place;
-use stillpoint_agent::stored::{Stored, damaged, open};
+use stillpoint_agent::stored::{Stored, damaged, forget, open};
 use stillpoint_model::ids::BackupId;
 use stillpoint_model::manifest::{Consistency, Manifest};
 use stillpoint_repository::Reader;
@@ -22,7 +22,7 @@ pub(crate) fn warn_of_damaged(reader: &Reader, terminal: &Terminal) {
 pub(crate) fn list(global: &Global, arguments: &ListArgs) -> Result<(), Failure> {
     let place = Place::find(&global.place(), arguments.name.as_deref())?;
     let (all, unreadable) = Stored::all(&place, &open(&place)?);
-    print(&all, global.format).map_err(|e| Failure::new("print").because(&e))?;
+    print(&all, global.format)?;
     if all.iter().any(|backup| backup.manifest.consistency == Consistency::Live) && !global.quiet {
         tell(&format!("note: {LIVE_WARNING}"));
     }
@@ -41,14 +41,29 @@ pub(crate) fn get(global: &Global, arguments: &GetArgs) -> Result<(), Failure> {
     if global.format == Format::Json {
         return put(&format!("{:#}", object(&stored.manifest)));
     }
-    print(std::slice::from_ref(&stored), global.format)
-        .map_err(|e| Failure::new("print").because(&e))?;
+    print(std::slice::from_ref(&stored), global.format)?;
     for gap in &stored.manifest.gaps {
         put(&format!("missing: {}: {}: {}", gap.part, gap.what, gap.why))?;
     }
     for doubt in &stored.manifest.doubts {
         put(&format!("doubt: {doubt}"))?;
     }
+    Ok(())
+}
+
+/// `backup:delete`.
+pub(crate) fn delete(global: &Global, arguments: &DeleteArgs) -> Result<(), Failure> {
+    let place = Place::find(&global.place(), None)?;
+    let id = backup_id(&arguments.id)?;
+    let question = format!("Delete backup {id} of `{}`? It cannot be had back.", place.name);
+    if !global.yes && !confirm(&question)? {
+        return Err(Failure::new("not deleted: it was not confirmed"));
+    }
+    if forget(&place, std::slice::from_ref(&id))?.is_empty() {
+        return Err(Failure::new(format!("environment `{}` has no backup {id}", place.name))
+            .hint("`stillpoint backup:list` shows what there is"));
+    }
+    tell(&format!("backup {id} was deleted"));
     Ok(())
 }
 
@@ -96,38 +111,14 @@ pub(crate) fn backup_id(given: &str) -> Result<BackupId, Failure> {
 }
 
 /// Prints backups on stdout.
-pub(crate) fn print(backups: &[Stored], format: Format) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+pub(crate) fn print(backups: &[Stored], format: Format) -> Result<(), Failure> {
     if format == Format::Json {
         let objects: Vec<_> = backups.iter().map(|b| object(&b.manifest)).collect();
-        serde_json::to_writer_pretty(&mut out, &objects)?;
-        return writeln!(out);
+        return put(&format!("{:#}", serde_json::Value::from(objects)));
     }
     let heading = ["id", "created", "consistency", "completeness", "hold ms", "bytes"];
-    let rows: Vec<[String; 6]> = backups.iter().map(|b| row(&b.manifest)).collect();
-    match format {
-        Format::Plain => rows.iter().try_for_each(|row| writeln!(out, "{}", row.join("\t"))),
-        Format::Csv => {
-            writeln!(out, "{}", heading.join(","))?;
-            rows.iter().try_for_each(|row| writeln!(out, "{}", row.join(",")))
-        }
-        Format::Table | Format::Json => {
-            let width = |column: usize| {
-                rows.iter().map(|row| row[column].len()).chain([heading[column].len()]).max()
-            };
-            let widths: Vec<usize> = (0..heading.len()).filter_map(width).collect();
-            let mut line = |cells: &[String]| {
-                let padded: Vec<String> = cells
-                    .iter()
-                    .zip(&widths)
-                    .map(|(cell, width)| format!("{cell:<width$}"))
-                    .collect();
-                writeln!(out, "{}", padded.join("  ").trim_end())
-            };
-            line(&heading.map(str::to_owned))?;
-            rows.iter().try_for_each(|row| line(row))
-        }
-    }
+    let lines: Vec<Vec<String>> = backups.iter().map(|b| row(&b.manifest).into()).collect();
+    rows(format, &heading, &lines)
 }
 
 fn row(manifest: &Manifest) -> [String; 6] {

@@ -4,20 +4,24 @@ mod arguments;
 mod backups;
 mod create;
 mod demo;
+mod doctor;
 mod ending;
 mod failure;
 mod gateway;
 mod output;
+mod pages;
 mod privileges;
 mod processes;
+mod remote;
 mod repo;
 mod restore;
 mod terminal;
 mod up;
 mod watchdog;
 
-use arguments::{Arguments, BackupCommand, Command};
+use arguments::{Arguments, BackupCommand, Command, Global};
 use clap::{CommandFactory, Parser};
+use failure::Failure;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -32,14 +36,18 @@ fn main() -> ExitCode {
         Command::DemoShop(arguments) => demo::run_shop(arguments),
         Command::DemoLoad(arguments) => demo::run_load(arguments),
         Command::DemoClean(arguments) => demo::run_clean(&arguments),
-        Command::Backup(BackupCommand::Create(arguments)) => create::run(global, &arguments),
-        Command::Backup(BackupCommand::List(arguments)) | Command::Backups(arguments) => {
-            backups::list(global, &arguments)
-        }
-        Command::Backup(BackupCommand::Get(arguments)) => backups::get(global, &arguments),
-        Command::Backup(BackupCommand::Restore(arguments)) => restore::run(global, &arguments),
+        Command::Backup(command) => backup(global, &command),
+        Command::Backups(arguments) => backup(global, &BackupCommand::List(arguments)),
+        Command::Activity(command) => remote::activities::run(global, &command),
+        Command::Environment(command) => remote::environments::run(global, &command),
+        Command::User(command) => remote::users::run(global, &command),
+        Command::ApiToken(command) => remote::users::tokens(global, &command),
+        Command::Location(command) => remote::environments::locations(global, &command),
         Command::Gateway(arguments) => gateway::run(global, &arguments),
         Command::Watchdog(arguments) => watchdog::run(global, &arguments),
+        Command::Doctor => doctor::run(global),
+        Command::Completions(arguments) => pages::completions(&arguments),
+        Command::Man(arguments) => pages::man(&arguments),
         Command::Up(arguments) => up::run(global, &arguments),
         Command::Server(arguments) => processes::server(global, &arguments),
         Command::Agent(arguments) => processes::agent(global, &arguments),
@@ -49,6 +57,22 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure::report(&failure),
+    }
+}
+
+/// By the server, or with `--local` by this process.
+fn backup(global: &Global, command: &BackupCommand) -> Result<(), Failure> {
+    match (command, global.local) {
+        (BackupCommand::Create(arguments), true) => create::run(global, arguments),
+        (BackupCommand::Create(arguments), false) => remote::backups::create(global, arguments),
+        (BackupCommand::List(arguments), true) => backups::list(global, arguments),
+        (BackupCommand::List(arguments), false) => remote::backups::list_all(global, arguments),
+        (BackupCommand::Get(arguments), true) => backups::get(global, arguments),
+        (BackupCommand::Get(arguments), false) => remote::backups::get(global, arguments),
+        (BackupCommand::Delete(arguments), true) => backups::delete(global, arguments),
+        (BackupCommand::Delete(arguments), false) => remote::backups::delete(global, arguments),
+        (BackupCommand::Restore(arguments), true) => restore::run(global, arguments),
+        (BackupCommand::Restore(arguments), false) => remote::backups::restore(global, arguments),
     }
 }
 

@@ -3,8 +3,8 @@
 use crate::arguments::{Global, RestoreArgs};
 use crate::backups::{self, LIVE_WARNING};
 use crate::failure::Failure;
+use crate::remote::confirm;
 use crate::terminal::Terminal;
-use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use stillpoint_agent::place::Place;
 use stillpoint_agent::restore::{Plan, Wish, recover};
@@ -82,17 +82,6 @@ fn is_safe(manifest: &Manifest, terminal: &Terminal) -> bool {
         terminal.say(&format!("  {}: {}: {}", gap.part, gap.what, gap.why));
     }
     false
-}
-
-fn confirm(question: &str) -> Result<bool, Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::usage("this needs a yes").hint("--yes answers it"));
-    }
-    let fail = |e: io::Error| Failure::new("ask").because(&e);
-    io::stderr().write_all(format!("{question} [y/N] ").as_bytes()).map_err(fail)?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(fail)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// Finishes or undoes a restore that was cut off.

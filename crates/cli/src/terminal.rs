@@ -62,6 +62,11 @@ impl Terminal {
         self.bar.set_message(text.to_owned());
     }
 
+    /// Whether a line is drawn, and drawn again.
+    pub(crate) fn draws(&self) -> bool {
+        self.drawn
+    }
+
     /// Leaves the terminal clean.
     pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();

@@ -314,7 +314,7 @@ impl Stage {
 
     /// Takes a backup: a process of its own, whose object is returned.
     pub(super) fn back_up(&self, terminal: &Terminal) -> Result<serde_json::Value, Failure> {
-        let output = self.run(&["backup:create", "--format", "json"], terminal)?;
+        let output = self.run(&["backup:create", "--local", "--format", "json"], terminal)?;
         serde_json::from_slice(&output)
             .map_err(|e| Failure::new("read what backup:create printed").because(&e))
     }
@@ -323,7 +323,7 @@ impl Stage {
     pub(super) fn restore(&self, id: &str, terminal: &Terminal) -> Result<Duration, Failure> {
         let begun = Instant::now();
         // What is there now was destroyed on purpose: nothing of it is worth a safety backup.
-        self.run(&["backup:restore", id, "--yes", "--no-safety-backup"], terminal)?;
+        self.run(&["backup:restore", id, "--local", "--yes", "--no-safety-backup"], terminal)?;
         Ok(begun.elapsed())
     }
 

@@ -211,7 +211,7 @@ impl Environment {
 
     pub(crate) fn command_of(&self, binary: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary);
-        command.args(arguments);
+        command.args(arguments).arg("--local");
         command.arg("--config").arg(self.path("stillpoint.yaml"));
         command.arg("--data-dir").arg(self.path("data"));
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
