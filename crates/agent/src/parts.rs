@@ -43,9 +43,6 @@ pub fn driver(service: &ServicePart) -> Result<Box<dyn Driver>, ServiceError> {
         ServicePart::Sqlite { path } => {
             Box::new(Sqlite::new(SqliteOptions { path: path.clone() })?)
         }
-        ServicePart::Mariadb { kind, .. } | ServicePart::Redis { kind, .. } => {
-            return Err(ServiceError::new(format!("services of type `{kind}`: not there yet")));
-        }
     })
 }
 

@@ -130,26 +130,6 @@ pub enum ServicePart {
         /// The database file.
         path: PathBuf,
     },
-    /// `type: mariadb` or `type: mysql`.
-    Mariadb {
-        /// The type as it was written: which of the two it is.
-        kind: &'static str,
-        /// `mysql://USER@HOST[:PORT][/DATABASE][?socket=/PATH]`, never with a password.
-        url: String,
-        /// The environment variable that holds the password.
-        password_env: Option<String>,
-        /// The databases to back up. Empty: the one in `url`.
-        databases: Vec<String>,
-    },
-    /// `type: redis` or `type: valkey`.
-    Redis {
-        /// The type as it was written: which of the two it is.
-        kind: &'static str,
-        /// `redis://[USER@]HOST[:PORT]` or `redis+unix:///PATH[?user=USER]`, never with a password.
-        url: String,
-        /// The environment variable that holds the password.
-        password_env: Option<String>,
-    },
 }
 
 impl ServicePart {
@@ -158,7 +138,6 @@ impl ServicePart {
         match self {
             Self::Postgresql { .. } => "postgresql",
             Self::Sqlite { .. } => "sqlite",
-            Self::Mariadb { kind, .. } | Self::Redis { kind, .. } => kind,
         }
     }
 }
@@ -223,9 +202,7 @@ impl Config {
             for service in environment.services.values_mut() {
                 match service {
                     ServicePart::Sqlite { path } => resolve(path),
-                    ServicePart::Postgresql { .. }
-                    | ServicePart::Mariadb { .. }
-                    | ServicePart::Redis { .. } => {}
+                    ServicePart::Postgresql { .. } => {}
                 }
             }
             for mount in environment.mounts.values_mut() {

@@ -3,8 +3,8 @@
 use super::node::{self, Place};
 use super::reader::{Errors, Field, Table};
 use super::values::{
-    Refusal, directory_url, excludes, listen, mysql_url, path, pattern, postgresql_url, redis_url,
-    upstream, variable_name,
+    Refusal, directory_url, excludes, listen, path, pattern, postgresql_url, upstream,
+    variable_name,
 };
 use super::{
     Code, Config, ConfigErrors, Environment, EnvironmentKind, GatewayPart, Location, MountPart,
@@ -16,10 +16,10 @@ use std::fmt::Display;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
-const SERVICE_TYPES: [&str; 6] = ["postgresql", "mariadb", "mysql", "redis", "valkey", "sqlite"];
+const SERVICE_TYPES: [&str; 2] = ["postgresql", "sqlite"];
 /// Of the format, but not of this version.
-pub(super) const LATER_SERVICE_TYPES: [&str; 5] =
-    ["rabbitmq", "influxdb", "etcd", "volume", "mongodb"];
+pub(super) const LATER_SERVICE_TYPES: [&str; 9] =
+    ["mariadb", "mysql", "redis", "valkey", "rabbitmq", "influxdb", "etcd", "volume", "mongodb"];
 
 pub(super) fn config(file: &str, text: &str) -> Result<Config, ConfigErrors> {
     let mut errors = Errors::new(file);
@@ -223,10 +223,6 @@ fn service(mut table: Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
     let kind = field.text(errors)?;
     let read = match kind {
         "postgresql" => postgresql,
-        "mariadb" => mariadb,
-        "mysql" => mysql,
-        "redis" => redis,
-        "valkey" => valkey,
         "sqlite" => sqlite,
         later if LATER_SERVICE_TYPES.contains(&later) => {
             let refusal = Refusal::unsupported(&format!("a service of type `{later}`"));
@@ -248,34 +244,12 @@ fn service(mut table: Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
 }
 
 fn postgresql(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
-    let form = "postgres://USER@HOST:PORT/DATABASE";
-    let (url, password_env, databases) = databases(table, errors, postgresql_url, form)?;
-    Some(ServicePart::Postgresql { url, password_env, databases })
-}
-
-fn mariadb(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
-    let form = "mysql://USER@HOST:PORT/DATABASE";
-    let (url, password_env, databases) = databases(table, errors, mysql_url, form)?;
-    Some(ServicePart::Mariadb { kind: "mariadb", url, password_env, databases })
-}
-
-fn mysql(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
-    let form = "mysql://USER@HOST:PORT/DATABASE";
-    let (url, password_env, databases) = databases(table, errors, mysql_url, form)?;
-    Some(ServicePart::Mariadb { kind: "mysql", url, password_env, databases })
-}
-
-/// A server with named databases: its URL, password variable and databases.
-fn databases(
-    table: &mut Table<'_>,
-    errors: &mut Errors,
-    read_url: impl Fn(&str) -> Result<(String, Option<String>), Refusal>,
-    form: &str,
-) -> Option<(String, Option<String>, Vec<String>)> {
     let url = table
-        .require("url", &format!("write `url: \"{form}\"`"))
-        .and_then(|field| Some((field.text_as(errors, read_url)?, field)));
-    let password_env = password_env(table, errors);
+        .require("url", "write `url: \"postgres://USER@HOST:PORT/DATABASE\"`")
+        .and_then(|field| Some((field.text_as(errors, postgresql_url)?, field)));
+    let password_env = optional(table.take("password_env"), errors, |field, errors| {
+        field.text_as(errors, variable_name).map(Some)
+    });
     let databases = optional(table.take("databases"), errors, |field, errors| {
         let mut databases: Vec<String> = Vec::new();
         for (field, name) in field.texts(errors)? {
@@ -292,36 +266,10 @@ fn databases(
         field.refuse(
             errors,
             Refusal::new("neither the URL nor `databases` names a database")
-                .hint(format!("write \"{form}\"")),
+                .hint("write \"postgres://USER@HOST:PORT/DATABASE\""),
         );
     }
-    Some((url, password_env?, databases))
-}
-
-#[allow(
-    clippy::option_option,
-    reason = "outer: whether it could be read; inner: whether it is there"
-)]
-fn password_env(table: &mut Table<'_>, errors: &mut Errors) -> Option<Option<String>> {
-    optional(table.take("password_env"), errors, |field, errors| {
-        field.text_as(errors, variable_name).map(Some)
-    })
-}
-
-fn redis(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
-    redis_of("redis", table, errors)
-}
-
-fn valkey(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
-    redis_of("valkey", table, errors)
-}
-
-fn redis_of(kind: &'static str, table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
-    let url = table
-        .require("url", "write `url: \"redis://HOST:PORT\"`")
-        .and_then(|field| field.text_as(errors, redis_url));
-    let password_env = password_env(table, errors);
-    Some(ServicePart::Redis { kind, url: url?, password_env: password_env? })
+    Some(ServicePart::Postgresql { url, password_env: password_env?, databases })
 }
 
 fn sqlite(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
@@ -425,9 +373,7 @@ fn agree(
     }
     let databases = environment.services.iter().filter_map(|(name, part)| match part {
         ServicePart::Sqlite { path } => Some((name, plain(path))),
-        ServicePart::Postgresql { .. }
-        | ServicePart::Mariadb { .. }
-        | ServicePart::Redis { .. } => None,
+        ServicePart::Postgresql { .. } => None,
     });
     for (name, path) in databases {
         for (mount, part) in &environment.mounts {

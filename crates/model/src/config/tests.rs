@@ -198,7 +198,7 @@ fn a_missing_key_is_named_with_what_to_write() {
     refused(
         &with("type: sqlite, ", ""),
         "stillpoint.yaml:10:7: key `environments.main.services.local.type`: this key is missing; \
-         write `type:` with one of: postgresql, mariadb, mysql, redis, valkey, sqlite",
+         write `type:` with one of: postgresql, sqlite",
     );
     refused(
         "project: shop\nenvironments: {}\n",
@@ -258,7 +258,7 @@ fn a_word_that_is_none_of_the_known_ones_is_refused_with_the_list() {
     refused(
         &with("type: sqlite", "type: oracle"),
         "stillpoint.yaml:10:22: key `environments.main.services.local.type`: `oracle` is not a \
-         value that this key can have; it is one of: postgresql, mariadb, mysql, redis, valkey, sqlite",
+         value that this key can have; it is one of: postgresql, sqlite",
     );
     refused(
         &with("    mounts:", "    on_partial: ignore\n    mounts:"),
@@ -275,7 +275,7 @@ fn what_a_later_version_will_do_is_refused_and_never_ignored() {
             &format!(
                 "stillpoint.yaml:10:22: key `environments.main.services.local.type`: a service of \
                  type `{later}` is not supported by this version yet; this version has: \
-                 postgresql, mariadb, mysql, redis, valkey, sqlite"
+                 postgresql, sqlite"
             ),
         );
     }
