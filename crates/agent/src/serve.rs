@@ -81,23 +81,27 @@ pub fn server_socket(place: &Where) -> Result<PathBuf, Failure> {
     socket(&data_dir(place)?, "server.sock")
 }
 
-/// Serves until `stop` is asked. `ready` is told once the configuration has been read.
+/// Serves until `stop` is asked. `ready` is called once, when a server has welcomed the agent.
 pub fn serve(
     options: &AgentOptions,
     stop: &Stop,
     ready: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
+    let mut ready = Some(ready);
     let path = server_socket(&options.place)?;
     // One that cannot be read is refused here; later changes are seen at each connection.
     inventory(&options.place)?;
-    ready()?;
     let mut pause = PAUSES.0;
     let mut told = false;
     loop {
         match UnixStream::connect(&path) {
             Ok(wire) => {
                 (pause, told) = (PAUSES.0, false);
-                if let Err(error) = talk(options, wire, stop) {
+                let welcome = || match ready.take() {
+                    Some(ready) => ready().map_err(io::Error::other),
+                    None => Ok(()),
+                };
+                if let Err(error) = talk(options, wire, stop, welcome) {
                     tracing::warn!("the connection to the server ended: {error}");
                 }
             }
@@ -115,7 +119,12 @@ pub fn serve(
 }
 
 /// One connection: from the greeting until it ends. Every task has ended when this returns.
-fn talk(options: &AgentOptions, wire: UnixStream, stop: &Stop) -> io::Result<()> {
+fn talk(
+    options: &AgentOptions,
+    wire: UnixStream,
+    stop: &Stop,
+    mut welcome: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
     if !stop.watch(&wire)? {
         return Ok(());
     }
@@ -132,7 +141,7 @@ fn talk(options: &AgentOptions, wire: UnixStream, stop: &Stop) -> io::Result<()>
                 return Ok(());
             }
             match serde_json::from_slice(&line)? {
-                FromServer::Welcome => tracing::info!("connected to the server"),
+                FromServer::Welcome => welcome()?,
                 FromServer::Refused { why } => {
                     return Err(io::Error::other(format!("the server refused: {why}")));
                 }

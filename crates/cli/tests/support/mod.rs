@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "every test binary uses another part of it")]
 #![allow(clippy::disallowed_methods, reason = "files of a test need not survive a crash")]
 
+pub(crate) mod service;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
