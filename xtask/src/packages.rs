@@ -17,11 +17,15 @@ struct Need {
     found: fn() -> bool,
 }
 
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 8] = [
     Need { package: "postgresql", what: "PostgreSQL's server and pg_dump", found: has_postgresql },
     Need { package: "restic", what: "restic", found: || in_path("restic") },
     Need { package: "git", what: "git", found: || in_path("git") },
     Need { package: "python3", what: "Python 3", found: || in_path("python3") },
+    Need { package: "curl", what: "curl", found: || in_path("curl") },
+    Need { package: "openssl", what: "openssl", found: || in_path("openssl") },
+    Need { package: "nodejs", what: "Node.js", found: || in_path("node") },
+    Need { package: "npm", what: "npm", found: || in_path("npm") },
 ];
 
 /// Debian's file is read by `pg_createcluster` at installation.
