@@ -7,6 +7,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use stillpoint_model::config::{self, Config, Environment, Location};
 use stillpoint_model::ids::{EnvironmentName, PartName};
 use stillpoint_repository::Repository;
@@ -43,6 +44,8 @@ pub struct Place {
     pub name: EnvironmentName,
     /// The data directory, absolute.
     pub data: PathBuf,
+    /// How long to wait for others to be done with the environment.
+    pub patience: Duration,
 }
 
 impl Place {
@@ -52,7 +55,7 @@ impl Place {
         let shown = place.config.display().to_string();
         let name = choose(&config, named.or(place.environment.as_deref()), &shown)?;
         let data = data_dir(place)?;
-        Ok(Self { config, config_file, name, data })
+        Ok(Self { config, config_file, name, data, patience: Duration::ZERO })
     }
 
     /// Another environment of the same configuration.
@@ -60,7 +63,8 @@ impl Place {
         let name =
             choose(&self.config, Some(name.as_str()), &self.config_file.display().to_string())?;
         let (config, config_file) = (self.config.clone(), self.config_file.clone());
-        Ok(Self { config, config_file, name, data: self.data.clone() })
+        let (data, patience) = (self.data.clone(), self.patience);
+        Ok(Self { config, config_file, name, data, patience })
     }
 
     /// The environment's part of the configuration.
@@ -102,9 +106,19 @@ impl Place {
             .mode(0o600)
             .open(&path)
             .map_err(|e| fail().because(&e))?;
-        let locked = match activity {
-            Activity::Backup => file.try_lock_shared(),
-            Activity::Restore => file.try_lock(),
+        let until = Instant::now() + self.patience;
+        let locked = loop {
+            let locked = match activity {
+                Activity::Backup => file.try_lock_shared(),
+                Activity::Restore => file.try_lock(),
+            };
+            match locked {
+                // Whoever has it cannot tell us that it lets go.
+                Err(fs::TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                locked => break locked,
+            }
         };
         match locked {
             Ok(()) => Ok(file),

@@ -8,7 +8,7 @@
 //! begun to swap is finished.
 
 use crate::failure::{Failure, FailureKind};
-use crate::place::{Place, Where};
+use crate::place::{Activity, Place, Where};
 use crate::protocol::{BackupRecord, Event, Order, Outcome};
 use crate::restore::{Plan, Wish};
 use crate::{backup, restore, stored};
@@ -23,6 +23,8 @@ use stillpoint_model::ids::{BackupId, PartName};
 use stillpoint_model::manifest::{Completeness, Consistency};
 use stillpoint_model::progress::Monitor;
 
+/// How long to wait for others to be done with the environment.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often progress in bytes is said.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
@@ -74,8 +76,10 @@ pub fn run(
 }
 
 fn carry_out(place: &Where, order: &Order, reporter: &Reporter) -> Outcome {
-    let done =
-        Place::find(place, Some(order.environment().as_str())).and_then(|place| match order {
+    let done = Place::find(place, Some(order.environment().as_str())).and_then(|mut place| {
+        // A task whose agent died may still be on its way out.
+        place.patience = PATIENCE;
+        match order {
             Order::Backup { backup, live, .. } => take(&place, backup, *live, reporter),
             Order::Restore { from, backup, only, safety, .. } => {
                 let wish = Wish {
@@ -87,7 +91,8 @@ fn carry_out(place: &Where, order: &Order, reporter: &Reporter) -> Outcome {
             }
             Order::Delete { backups, .. } => delete(&place, backups, reporter),
             Order::Recover { .. } => recover(&place, reporter),
-        });
+        }
+    });
     match done {
         Ok(outcome) => outcome,
         Err(failure) if failure.kind() == FailureKind::Cancelled => Outcome::Cancelled,
@@ -195,6 +200,8 @@ fn put_back(
 }
 
 fn delete(place: &Place, backups: &[BackupId], reporter: &Reporter) -> Result<Outcome, Failure> {
+    // Alone: a backup that is on its way out must not publish what is deleted here.
+    let _busy = place.lock(Activity::Restore)?;
     for id in stored::forget(place, backups)? {
         reporter.log(format!("backup {id} was deleted"));
     }

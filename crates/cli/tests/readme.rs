@@ -36,7 +36,7 @@ fn the_five_minutes_of_the_readme_do_what_they_say() {
         .unwrap()
         .lines()
         .take_while(|line| line.trim() != "```")
-        .map(|line| format!("{}\n", line.strip_prefix("   ").unwrap_or(line)))
+        .flat_map(|line| [line.strip_prefix("   ").unwrap_or(line), "\n"])
         .collect();
     assert_eq!(shown, config);
 

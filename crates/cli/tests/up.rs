@@ -310,6 +310,92 @@ fn a_task_killed_in_mid_backup_fails_it_and_nothing_else() {
     service.environment.assert_restic_is_content();
 }
 
+/// Asks for a restore, changes the data, and waits until the restore holds, just before its swap.
+fn hold_a_restore(service: &Service) -> std::thread::JoinHandle<String> {
+    let id = service.succeed(&["backup:create"]);
+    fs::write(service.environment.path("uploads/a.txt"), "changed").unwrap();
+    let hanging = keep_draining(service);
+    service.succeed(&["backup:restore", &id, "--yes", "--no-wait", "--no-safety-backup"]);
+    service.await_json(&["activity:list"], |all| all[0]["phase"] == "hold and swap");
+    hanging
+}
+
+/// Nothing was restored, nothing is left of it, and the next restore does what it should.
+fn assert_not_restored(service: &Service) {
+    service.await_json(&["activity:list"], |all| {
+        let Some(all) = all.as_array() else { return false };
+        !all.is_empty() && all.iter().all(|activity| !activity["result"].is_null())
+    });
+    let until = Instant::now() + Duration::from_secs(60);
+    let journal = service.environment.path("data/journal/test.main.json");
+    while journal.exists() {
+        assert!(Instant::now() < until, "the restore's journal is still there");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let uploads = service.environment.path("uploads");
+    assert_eq!(fs::read(uploads.join("a.txt")).unwrap(), b"changed");
+    assert_eq!(fs::read_dir(&uploads).unwrap().count(), 2, "something is left in the mount");
+    service.succeed(&["backup:restore", "--yes", "--no-safety-backup"]);
+    assert_eq!(fs::read(uploads.join("a.txt")).unwrap(), b"first");
+}
+
+#[test]
+fn a_restore_that_is_cancelled_before_its_swap_changes_nothing() {
+    let service = Service::start();
+    let hanging = hold_a_restore(&service);
+    service.succeed(&["activity:cancel"]);
+    service.environment.application.let_go();
+    assert!(hanging.join().unwrap().contains(" 200 "));
+    let all = service.await_json(&["activity:list"], |all| !all[0]["result"].is_null());
+    assert_eq!(all[0]["state"], "cancelled", "{all:#}");
+    assert_not_restored(&service);
+}
+
+#[test]
+fn a_task_killed_in_mid_restore_is_undone_by_the_watchdog() {
+    let service = Service::start();
+    let hanging = hold_a_restore(&service);
+    let customers = Customers::start(service.gateway, 2);
+    kill(children_of(service.child("agent")).pop().unwrap().0);
+    customers.await_answers(10);
+    service.environment.application.let_go();
+    assert!(hanging.join().unwrap().contains(" 200 "));
+    assert_not_restored(&service);
+    customers.end_without_failures();
+}
+
+#[test]
+fn an_agent_killed_in_mid_restore_recovers_it_before_anything_else() {
+    let service = Service::start();
+    let hanging = hold_a_restore(&service);
+    let customers = Customers::start(service.gateway, 2);
+    service.kill("agent");
+    service.environment.application.let_go();
+    assert!(hanging.join().unwrap().contains(" 200 "));
+    service.await_json(&["activity:list"], |all| {
+        all.as_array().is_some_and(|all| {
+            all.iter().any(|a| a["payload"]["after"].is_string() && a["result"] == "success")
+        })
+    });
+    assert_not_restored(&service);
+    customers.end_without_failures();
+}
+
+#[test]
+fn a_datastore_that_somebody_locks_refuses_for_a_while_and_then_works() {
+    let service = Service::start();
+    let access = service.log_in(&service.admin_token());
+    let path = service.environment.path("data/server/state.db");
+    let database = rusqlite::Connection::open(path).unwrap();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let backup = "/projects/test/environments/main/backup";
+    let (status, answer) = service.send("POST", backup, Some(&access), "");
+    assert_eq!(status, 503, "{answer}");
+    assert!(!answer.to_string().contains("sqlite"), "the inside was told: {answer}");
+    database.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(service.send("POST", backup, Some(&access), "").0, 200);
+}
+
 #[test]
 fn a_gateway_that_dies_is_started_again() {
     let mut environment = Environment::unstarted("", "");

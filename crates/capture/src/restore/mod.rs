@@ -188,9 +188,12 @@ fn swap(
         for gateway in gateways.iter_mut() {
             gateway.hold(&hold)?;
         }
+        go_on(monitor)?;
         for gateway in gateways.iter_mut() {
             gateway.drain(&hold)?;
         }
+        // The last moment at which it can be stopped.
+        go_on(monitor)?;
         for gateway in gateways.iter_mut() {
             gateway.refuse_on_silence()?;
         }

@@ -168,10 +168,11 @@ fn once(shared: &Arc<Shared>) -> io::Result<String> {
         state.pid = Some(child.id());
         child
     };
-    let errors = child.stderr.take().map(|errors| {
+    if let Some(errors) = child.stderr.take() {
         let name = spec.name.clone();
-        std::thread::spawn(move || each_line(errors, |line| tell(&format!("{name}: {line}"))))
-    });
+        // Not waited for: what the process has started itself may go on saying things after it.
+        std::thread::spawn(move || each_line(errors, |line| tell(&format!("{name}: {line}"))));
+    }
     if let Some(output) = child.stdout.take() {
         each_line(output, |line| match line.strip_prefix("ready ") {
             Some(ready) => shared.lock().ready = Some(ready.to_owned()),
@@ -179,10 +180,6 @@ fn once(shared: &Arc<Shared>) -> io::Result<String> {
         });
     }
     let status = child.wait()?;
-    if let Some(errors) = errors {
-        // A panic there was reported by the thread itself.
-        drop(errors.join());
-    }
     Ok(format!("ended: {status}"))
 }
 
