@@ -7,7 +7,6 @@ use std::io;
 use std::process::{Command, Stdio};
 
 use mysql::Conn;
-use mysql::prelude::Queryable;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{self, Catalog, Object};
