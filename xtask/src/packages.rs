@@ -17,8 +17,9 @@ struct Need {
     found: fn() -> bool,
 }
 
-const NEEDS: [Need; 8] = [
+const NEEDS: [Need; 9] = [
     Need { package: "postgresql", what: "PostgreSQL's server and pg_dump", found: has_postgresql },
+    Need { package: "mariadb-server", what: "MariaDB's server", found: has_mariadb },
     Need { package: "restic", what: "restic", found: || in_path("restic") },
     Need { package: "git", what: "git", found: || in_path("git") },
     Need { package: "python3", what: "Python 3", found: || in_path("python3") },
@@ -126,6 +127,13 @@ fn has_postgresql() -> bool {
     };
     let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     debian.map(|entry| entry.path().join("bin")).chain(path_dirs()).any(|dir| complete(&dir))
+}
+
+fn has_mariadb() -> bool {
+    // Debian's is where an ordinary user's PATH does not lead.
+    ["mariadbd", "mariadb-dump", "mariadb-install-db"]
+        .iter()
+        .all(|tool| in_path(tool) || Path::new("/usr/sbin").join(tool).is_file())
 }
 
 fn in_path(program: &str) -> bool {

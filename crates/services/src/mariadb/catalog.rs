@@ -1,6 +1,7 @@
 //! What a database holds besides rows, and what identifies its tables.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::io::Read;
 
 use mysql::prelude::Queryable;
@@ -191,10 +192,10 @@ pub(super) fn create_objects(
                 failed.push(*object);
             }
         }
-        if failed.len() == left.len() {
-            if let Some(error) = last {
-                return Err(error.hint("an object of another account needs: GRANT SET USER ON *.*"));
-            }
+        if failed.len() == left.len()
+            && let Some(error) = last
+        {
+            return Err(error.hint("an object of another account needs: GRANT SET USER ON *.*"));
         }
         left = failed;
     }
@@ -249,7 +250,7 @@ fn encoded(database: &str) -> String {
         if letter.is_ascii_alphanumeric() || letter == '_' {
             text.push(letter);
         } else if (letter as u32) < 0x80 {
-            text += &format!("@{:04x}", letter as u32);
+            write!(text, "@{:04x}", letter as u32).expect("a string can be written to");
         } else {
             text.push(letter);
         }

@@ -1,6 +1,7 @@
 //! Where a server is, and sessions there. The password never reaches arguments or the
 //! environment: programs read it from a file that only this account can read.
 
+use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -99,17 +100,20 @@ impl Login {
             format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
         };
         let mut text = format!("[client]\nuser={}\n", quoted(&self.user));
-        text += &format!("password={}\n", quoted(self.password.as_deref().unwrap_or("")));
+        writeln!(text, "password={}", quoted(self.password.as_deref().unwrap_or("")))
+            .expect("a string can be written to");
         let socket = socket.or(match &self.address {
             Address::Socket(path) => Some(path.as_path()),
             Address::Tcp(..) => None,
         });
         match (socket, &self.address) {
             (Some(socket), _) => {
-                text += &format!("protocol=socket\nsocket={}\n", quoted(&socket.to_string_lossy()));
+                write!(text, "protocol=socket\nsocket={}\n", quoted(&socket.to_string_lossy()))
+                    .expect("a string can be written to");
             }
             (None, Address::Tcp(host, port)) => {
-                text += &format!("protocol=tcp\nhost={}\nport={port}\n", quoted(host));
+                write!(text, "protocol=tcp\nhost={}\nport={port}\n", quoted(host))
+                    .expect("a string can be written to");
             }
             (None, Address::Socket(_)) => {}
         }
