@@ -36,7 +36,7 @@ impl Sink for WriterSink<'_> {
         if path.split('/').any(|name| name.is_empty() || name == "." || name == "..") {
             return Err(io::Error::other(format!("`{path}` is not a path to capture into")));
         }
-        let mut counted = Counted { content, monitor: self.monitor };
+        let mut counted = Watched { content, monitor: self.monitor };
         let content = self.writer.save_data(&mut counted).map_err(|error| match error {
             RepositoryError::Source(source) => source,
             other => io::Error::other(other),
@@ -50,12 +50,13 @@ impl Sink for WriterSink<'_> {
     }
 }
 
-struct Counted<'a> {
-    content: &'a mut dyn Read,
-    monitor: &'a dyn Monitor,
+/// Content that is counted as it is read, until the work is cancelled.
+pub(crate) struct Watched<'m, R> {
+    pub(crate) content: R,
+    pub(crate) monitor: &'m dyn Monitor,
 }
 
-impl Read for Counted<'_> {
+impl<R: Read> Read for Watched<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.monitor.cancelled() {
             return Err(io::Error::other("cancelled"));

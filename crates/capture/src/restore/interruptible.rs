@@ -1,5 +1,6 @@
 //! A part's data, until somebody asks to stop.
 
+use crate::stream::Watched;
 use std::io::{self, Read};
 use stillpoint_model::progress::Monitor;
 use stillpoint_services::Source;
@@ -17,22 +18,6 @@ impl Source for Interruptible<'_> {
 
     fn open(&self, path: &str) -> io::Result<Box<dyn Read + Send + '_>> {
         let content = self.source.open(path)?;
-        Ok(Box::new(Content { content, monitor: self.monitor }))
-    }
-}
-
-struct Content<'a> {
-    content: Box<dyn Read + Send + 'a>,
-    monitor: &'a dyn Monitor,
-}
-
-impl Read for Content<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.monitor.cancelled() {
-            return Err(io::Error::other("cancelled"));
-        }
-        let count = self.content.read(buffer)?;
-        self.monitor.advance(count as u64);
-        Ok(count)
+        Ok(Box::new(Watched { content, monitor: self.monitor }))
     }
 }
