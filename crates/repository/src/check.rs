@@ -52,6 +52,8 @@ impl Repository {
         // Snapshots before the index, as readers do.
         let list = self.list_snapshots()?;
         report.problems.extend(list.damaged.iter().map(|(_, error)| error.explain()));
+        let (_, unreadable) = crate::deletion::read(self.store(), self.key())?;
+        report.problems.extend(unreadable.iter().map(RepositoryError::explain));
         let roots: Vec<_> =
             list.snapshots.into_iter().map(|(id, snapshot)| (id, snapshot.tree)).collect();
         report.snapshots = roots.len();

@@ -123,6 +123,11 @@ impl Index {
         lost.into_iter().filter(|lost| *lost).count()
     }
 
+    /// Every pack that is listed.
+    pub(crate) fn packs(&self) -> &[FileId] {
+        &self.packs
+    }
+
     fn of(&self, kind: BlobKind) -> &[Entry] {
         match kind {
             BlobKind::Data => &self.data,

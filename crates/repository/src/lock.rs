@@ -193,7 +193,7 @@ impl Drop for Lock {
 impl State {
     fn tell(&self, ids: &[FileId]) {
         if let Some(on_lock) = &self.on_lock {
-            let paths = ids.iter().filter_map(|id| self.store.path(FileKind::Lock, id)).collect();
+            let paths = ids.iter().flat_map(|id| self.store.paths(FileKind::Lock, id)).collect();
             on_lock(&paths);
         }
     }
@@ -205,12 +205,9 @@ impl State {
         if age(held.time) > STALE {
             return Err(RepositoryError::LockLost("could not be refreshed for too long".into()));
         }
-        match self.store.read(FileKind::Lock, &held.id) {
-            Ok(bytes) if FileId::of(&bytes) == held.id => Ok(()),
-            Ok(_) => Err(RepositoryError::LockLost("was changed".into())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(RepositoryError::LockLost("was removed".into()))
-            }
+        match self.store.stands(FileKind::Lock, &held.id) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(RepositoryError::LockLost("was removed or changed".into())),
             Err(error) => Err(RepositoryError::store("read our lock")(error)),
         }
     }

@@ -3,6 +3,7 @@
 use crate::chunker::Chunking;
 use crate::config::{self, Config};
 use crate::crypto::Key;
+use crate::deletion;
 use crate::error::RepositoryError;
 use crate::format::pack::{self, BlobKind};
 use crate::format::snapshot::Snapshot;
@@ -40,7 +41,7 @@ pub struct SnapshotList {
 }
 
 /// The config's id is not used: there is one per repository.
-const CONFIG: FileId = FileId([0; 32]);
+pub(crate) const CONFIG: FileId = FileId([0; 32]);
 
 impl Repository {
     /// Creates a repository. The config is written last, and never over another.
@@ -140,8 +141,13 @@ impl Repository {
             .store()
             .list(FileKind::Snapshot)
             .map_err(RepositoryError::store("list the snapshots"))?;
+        // A record that cannot be read must not keep every snapshot from being restored: what it
+        // deleted may show again, and `check` names it.
+        let (records, _) = deletion::read(self.store(), self.key())?;
+        let deleted = deletion::deleted(&records);
         let mut list = SnapshotList::default();
-        for id in listed.into_iter().map(|(id, _)| SnapshotId(id.0)) {
+        let listed = listed.into_iter().map(|(id, _)| SnapshotId(id.0));
+        for id in listed.filter(|id| !deleted.contains(id)) {
             match self.snapshot(&id) {
                 Ok(snapshot) => list.snapshots.push((id, snapshot)),
                 // Removed by another process since it was listed.
@@ -157,9 +163,13 @@ impl Repository {
 
     /// Removes snapshots, and nothing that they refer to: what only they needed stays until a prune.
     /// Those that are not there are fine. A shared lock is enough, since no data goes: who reads
-    /// one of them at the same time still finds it all.
+    /// one of them at the same time still finds it all. That they are deleted is written down
+    /// first, so that a location that is away now does not bring them back.
     pub fn forget(&self, snapshots: &[SnapshotId]) -> Result<(), RepositoryError> {
+        let prepared = self.store().prepare_write();
+        prepared.map_err(RepositoryError::store("prepare the repository for writing"))?;
         let lock = Lock::shared(self.shared_store(), self.shared_key(), None)?;
+        deletion::record(self.store(), self.key(), snapshots)?;
         for id in snapshots {
             match self.store().remove(FileKind::Snapshot, &FileId(id.0)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -171,7 +181,7 @@ impl Repository {
         lock.release()
     }
 
-    fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot, RepositoryError> {
+    pub(crate) fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot, RepositoryError> {
         unpacked::read(self.store(), self.key(), FileKind::Snapshot, &FileId(id.0))
     }
 
@@ -190,23 +200,40 @@ impl Repository {
         let mut failure = None;
         for place in index.locate(kind, id) {
             let pack_name = place.pack.short();
-            let sealed = self.store().read_range(
-                FileKind::Pack,
-                &place.pack,
-                place.offset.into(),
-                place.length as usize,
-            );
-            let opened = sealed
-                .map_err(RepositoryError::store(format!("read {} from pack {pack_name}", name())))
-                .and_then(|sealed| {
-                    pack::open_blob(self.key(), &sealed, place.uncompressed, id).map_err(|why| {
-                        RepositoryError::damaged(format!("{} in pack {pack_name}", name()), why)
-                    })
-                });
-            match opened {
-                Ok(plain) => return Ok(plain),
-                Err(error) => {
-                    failure.get_or_insert(error);
+            let mut bad = Vec::new();
+            for copy in self.store().copies() {
+                let (offset, length) = (place.offset.into(), place.length as usize);
+                let sealed =
+                    self.store().read_range_of(copy, FileKind::Pack, &place.pack, offset, length);
+                let missing =
+                    matches!(&sealed, Err(error) if error.kind() == io::ErrorKind::NotFound);
+                let opened = sealed
+                    .map_err(RepositoryError::store(format!(
+                        "read {} from pack {pack_name}",
+                        name()
+                    )))
+                    .and_then(|sealed| {
+                        pack::open_blob(self.key(), &sealed, place.uncompressed, id).map_err(
+                            |why| {
+                                let what = format!("{} in pack {pack_name}", name());
+                                RepositoryError::damaged(what, why)
+                            },
+                        )
+                    });
+                match opened {
+                    Ok(plain) => {
+                        for copy in bad {
+                            self.store().mend(copy, FileKind::Pack, &place.pack);
+                        }
+                        return Ok(plain);
+                    }
+                    Err(error) => {
+                        failure.get_or_insert(error);
+                    }
+                }
+                // What a location does not have yet is given to it by healing.
+                if !missing {
+                    bad.push(copy);
                 }
             }
         }

@@ -79,6 +79,12 @@ impl LocalStore {
         }
     }
 
+    /// A pack that is written anew or removed is another file now.
+    fn close(&self, id: &FileId) {
+        let mut open = self.open_packs.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|(other, _)| other != id);
+    }
+
     fn opened(&self, id: &FileId) -> io::Result<Arc<File>> {
         let mut open = self.open_packs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = open.iter().position(|(other, _)| other == id) {
@@ -174,12 +180,13 @@ impl Store for LocalStore {
             rename_new(&temporary, &path)
         } else {
             fs::rename(&temporary, &path).or_else(|error| {
-                // Stock clients create these directories when they need them.
-                if error.kind() != io::ErrorKind::NotFound || kind != FileKind::Pack {
+                // Stock clients create a pack's directory when they need it, and never ours.
+                let made_late = matches!(kind, FileKind::Pack | FileKind::Deletion);
+                if error.kind() != io::ErrorKind::NotFound || !made_late {
                     return Err(error);
                 }
                 make_directory(&directory)?;
-                sync_directory(&self.root.join("data"))?;
+                sync_directory(directory.parent().unwrap_or(&self.root))?;
                 fs::rename(&temporary, &path)
             })
         };
@@ -187,11 +194,17 @@ impl Store for LocalStore {
             let _ = fs::remove_file(&temporary);
             return Err(error);
         }
+        if kind == FileKind::Pack {
+            self.close(id);
+        }
         sync_directory(&directory)
     }
 
     fn remove(&self, kind: FileKind, id: &FileId) -> io::Result<()> {
         fs::remove_file(self.file(kind, id))?;
+        if kind == FileKind::Pack {
+            self.close(id);
+        }
         sync_directory(&self.directory(kind, id))
     }
 
@@ -207,6 +220,10 @@ impl Store for LocalStore {
                     }
                 }
             }
+            FileKind::Deletion => match list_directory(&self.root.join(folder(kind)), &mut found) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            },
             other => list_directory(&self.root.join(folder(other)), &mut found)?,
         }
         found.sort_unstable();
@@ -217,8 +234,8 @@ impl Store for LocalStore {
         self.file(kind, id).try_exists()
     }
 
-    fn path(&self, kind: FileKind, id: &FileId) -> Option<PathBuf> {
-        Some(self.file(kind, id))
+    fn paths(&self, kind: FileKind, id: &FileId) -> Vec<PathBuf> {
+        vec![self.file(kind, id)]
     }
 }
 
@@ -230,6 +247,7 @@ fn folder(kind: FileKind) -> &'static str {
         FileKind::Snapshot => "snapshots",
         FileKind::Index => "index",
         FileKind::Pack => "data",
+        FileKind::Deletion => "deletions",
     }
 }
 
@@ -287,7 +305,8 @@ mod tests {
     #[test]
     fn what_was_written_is_listed_read_and_removed() {
         let (_directory, store) = store();
-        for kind in [FileKind::Pack, FileKind::Index, FileKind::Lock] {
+        for kind in [FileKind::Pack, FileKind::Index, FileKind::Lock, FileKind::Deletion] {
+            assert_eq!(store.list(kind).unwrap(), []);
             let id = FileId::of(b"content");
             store.write(kind, &id, b"content").unwrap();
             assert_eq!(store.list(kind).unwrap(), [(id, 7)]);

@@ -1,5 +1,5 @@
 //! Where a repository's files are: the seam behind which directories, object stores and groups of
-//! locations stand.
+//! locations ([`crate::Locations`]) stand.
 //!
 //! All files but `config` are named by the hash of their bytes and never change. A store must make
 //! a file visible whole or not at all, and `write` returns only when it would survive a power cut:
@@ -28,6 +28,9 @@ pub enum FileKind {
     Index,
     /// Blobs.
     Pack,
+    /// What was deleted, so that no copy of it comes back. Ours alone: stock clients never look
+    /// into its directory.
+    Deletion,
 }
 
 impl FileKind {
@@ -40,6 +43,7 @@ impl FileKind {
             Self::Snapshot => "snapshot",
             Self::Index => "index",
             Self::Pack => "pack",
+            Self::Deletion => "deletion",
         }
     }
 }
@@ -82,6 +86,50 @@ pub trait Store: Send + Sync {
     /// Whether the file is there.
     fn exists(&self, kind: FileKind, id: &FileId) -> io::Result<bool>;
 
-    /// Where the file is in this machine's file system, for stores that are there.
-    fn path(&self, kind: FileKind, id: &FileId) -> Option<PathBuf>;
+    /// Where the file is in this machine's file system, for stores that are there: once for each
+    /// copy.
+    fn paths(&self, kind: FileKind, id: &FileId) -> Vec<PathBuf>;
+
+    /// Whether the file stands, unchanged, wherever this store writes.
+    fn stands(&self, kind: FileKind, id: &FileId) -> io::Result<bool> {
+        match self.read(kind, id) {
+            Ok(bytes) => Ok(FileId::of(&bytes) == *id),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The copies that can be read one by one, the quickest first: numbers for
+    /// [`Store::read_range_of`]. A part of a file has no hash, so that only the caller can tell
+    /// that a copy is damaged, and ask for another.
+    fn copies(&self) -> Vec<usize> {
+        vec![0]
+    }
+
+    /// As [`Store::read_range`], of one copy alone.
+    fn read_range_of(
+        &self,
+        _copy: usize,
+        kind: FileKind,
+        id: &FileId,
+        offset: u64,
+        length: usize,
+    ) -> io::Result<Vec<u8>> {
+        self.read_range(kind, id, offset, length)
+    }
+
+    /// One copy of the file is missing or damaged, and another was found good: writes it anew, if
+    /// that can be done.
+    fn mend(&self, _copy: usize, _kind: FileKind, _id: &FileId) {}
+
+    /// Told before a snapshot is prepared that it may rest on any of these packs. Where some are
+    /// missing, the snapshot must not appear.
+    fn rest_on(&self, _packs: &[FileId]) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// At how many places the file is.
+    fn count_copies(&self, kind: FileKind, id: &FileId) -> io::Result<usize> {
+        Ok(usize::from(self.exists(kind, id)?))
+    }
 }

@@ -65,6 +65,8 @@ pub struct WriteStats {
     /// Packs that the index lists and that are gone or cut short: what they held is stored again
     /// where it is met.
     pub packs_lost: usize,
+    /// At how many locations the published snapshot is complete.
+    pub copies: usize,
     /// Why the lock file could not be removed afterwards, if it could not.
     pub lock_left: Option<String>,
 }
@@ -103,6 +105,10 @@ impl Writer {
             .list(FileKind::Pack)
             .map_err(RepositoryError::store("list the packs"))?;
         let packs_lost = index.forget_lost(&stored);
+        repository
+            .store()
+            .rest_on(index.packs())
+            .map_err(RepositoryError::store("compare the locations"))?;
         let shared = Arc::new(Shared::new(repository, index, options));
         let (work, jobs) = crossbeam_channel::bounded(2 * shared.workers);
         // Handed over, not queued: a waiting pack would only take memory.
@@ -252,6 +258,9 @@ impl Writer {
             .write(FileKind::Snapshot, &id, &bytes)
             .map_err(RepositoryError::store("write the snapshot"))?;
         let mut stats = self.stats();
+        // One that cannot be counted now is counted by the next healing.
+        stats.copies =
+            self.shared.repository.store().count_copies(FileKind::Snapshot, &id).unwrap_or(1);
         // The snapshot stands; that the lock stays behind must not make it look otherwise.
         stats.lock_left = lock.release().err().map(|error| error.to_string());
         Ok((SnapshotId(id.0), stats))
@@ -274,6 +283,7 @@ impl Writer {
             blobs_known: counts.blobs_known.load(Relaxed),
             packs: counts.packs.load(Relaxed),
             packs_lost: self.packs_lost,
+            copies: 0,
             lock_left: None,
         }
     }

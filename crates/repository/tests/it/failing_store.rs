@@ -1,68 +1,16 @@
 //! The store fails in the middle: the first error is kept, and nothing is published.
 
+use crate::shaky_store::Shaky;
 use crate::support::{Noise, PASSWORD, Place, as_root, noise};
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use stillpoint_model::progress::Silent;
 use stillpoint_repository::{
-    BackupOptions, Content, FileId, FileKind, LocalStore, Node, Repository, RepositoryError,
-    Snapshot, Store, Tree, Writer, WriterOptions,
+    BackupOptions, Content, FileKind, LocalStore, Node, Repository, RepositoryError, Snapshot,
+    Tree, Writer, WriterOptions,
 };
-
-/// A store whose disk is full after a number of writes of one kind.
-struct Full {
-    inner: Arc<dyn Store>,
-    kind: FileKind,
-    left: AtomicUsize,
-}
-
-impl Store for Full {
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn create(&self) -> io::Result<()> {
-        self.inner.create()
-    }
-    fn prepare_write(&self) -> io::Result<()> {
-        self.inner.prepare_write()
-    }
-    fn read(&self, kind: FileKind, id: &FileId) -> io::Result<Vec<u8>> {
-        self.inner.read(kind, id)
-    }
-    fn read_range(
-        &self,
-        kind: FileKind,
-        id: &FileId,
-        offset: u64,
-        length: usize,
-    ) -> io::Result<Vec<u8>> {
-        self.inner.read_range(kind, id, offset, length)
-    }
-    fn write(&self, kind: FileKind, id: &FileId, content: &[u8]) -> io::Result<()> {
-        let one_less = |left: usize| left.checked_sub(1);
-        if kind == self.kind
-            && self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_err()
-        {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.inner.write(kind, id, content)
-    }
-    fn remove(&self, kind: FileKind, id: &FileId) -> io::Result<()> {
-        self.inner.remove(kind, id)
-    }
-    fn list(&self, kind: FileKind) -> io::Result<Vec<(FileId, u64)>> {
-        self.inner.list(kind)
-    }
-    fn exists(&self, kind: FileKind, id: &FileId) -> io::Result<bool> {
-        self.inner.exists(kind, id)
-    }
-    fn path(&self, kind: FileKind, id: &FileId) -> Option<PathBuf> {
-        self.inner.path(kind, id)
-    }
-}
 
 /// Saves much, then publishes.
 fn write(writer: Writer) -> Result<(), RepositoryError> {
@@ -97,8 +45,8 @@ fn a_full_disk_at_any_step_publishes_nothing_and_leaves_a_clean_repository() {
     ] {
         let place = Place::new();
         place.init();
-        let store = Full { inner: place.store(), kind, left: AtomicUsize::new(left) };
-        let repository = Repository::open(Arc::new(store), PASSWORD).unwrap();
+        let store = Shaky::full_after(place.store(), Some(kind), left);
+        let repository = Repository::open(store, PASSWORD).unwrap();
         let error = match repository.writer(WriterOptions::default()) {
             Ok(writer) => write(writer).unwrap_err(),
             Err(error) => error,
@@ -115,8 +63,8 @@ fn a_full_disk_at_any_step_publishes_nothing_and_leaves_a_clean_repository() {
 fn after_a_failure_every_call_fails_with_the_first_error() {
     let place = Place::new();
     place.init();
-    let store = Full { inner: place.store(), kind: FileKind::Pack, left: AtomicUsize::new(0) };
-    let repository = Repository::open(Arc::new(store), PASSWORD).unwrap();
+    let store = Shaky::full_after(place.store(), Some(FileKind::Pack), 0);
+    let repository = Repository::open(store, PASSWORD).unwrap();
     let options = WriterOptions { pack_size: 1, ..WriterOptions::default() };
     let writer = repository.writer(options).unwrap();
     let mut seed = 0;

@@ -1,0 +1,64 @@
+//! How the locations are, told from names alone: without a key, and without reading a file.
+
+use super::Locations;
+use crate::store::{FileId, FileKind};
+use std::collections::BTreeSet;
+
+/// One location's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocationState {
+    /// Its name.
+    pub name: String,
+    /// Why it cannot be used; none: it can.
+    pub down: Option<String>,
+    /// It holds no repository yet.
+    pub empty: bool,
+    /// Files that others have and it has not: snapshots, index files, keys, records of deletions,
+    /// and, in a thorough survey, packs.
+    pub missing: u64,
+}
+
+impl LocationState {
+    /// Whether healing has something to do there, and can.
+    pub fn can_be_healed(&self) -> bool {
+        self.empty || (self.down.is_none() && self.missing > 0)
+    }
+}
+
+const NAMES: [FileKind; 4] =
+    [FileKind::Snapshot, FileKind::Index, FileKind::Key, FileKind::Deletion];
+
+impl Locations {
+    /// Compares the locations. Packs are written before the index files that list them, so where
+    /// index files are equal packs are too, unless some were lost since: `thorough` compares them.
+    pub fn survey(&self, thorough: bool) -> Vec<LocationState> {
+        let mut missing = vec![0_u64; self.members.len()];
+        let kinds = NAMES.iter().chain(thorough.then_some(&FileKind::Pack));
+        for kind in kinds {
+            let mut listed: Vec<Option<BTreeSet<FileId>>> = Vec::new();
+            for member in &self.members {
+                let names = member.used().map(|store| store.list(*kind));
+                listed.push(match names {
+                    Some(Ok(names)) => Some(names.into_iter().map(|(id, _)| id).collect()),
+                    Some(Err(error)) => {
+                        member.fail(&error);
+                        None
+                    }
+                    None => None,
+                });
+            }
+            let all: BTreeSet<FileId> = listed.iter().flatten().flatten().copied().collect();
+            for (missing, listed) in missing.iter_mut().zip(&listed) {
+                let has = listed.as_ref().map_or(0, BTreeSet::len);
+                *missing += (all.len() - has) as u64;
+            }
+        }
+        let states = self.members.iter().zip(missing).map(|(member, missing)| LocationState {
+            name: member.name.clone(),
+            down: if member.empty { None } else { member.why_down() },
+            empty: member.empty,
+            missing,
+        });
+        states.collect()
+    }
+}
