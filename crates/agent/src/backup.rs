@@ -3,7 +3,8 @@
 use crate::failure::Failure;
 use crate::parts;
 use crate::place::{Activity, Place};
-use crate::stored::Stored;
+use crate::stored::{self, Copies, Stored};
+use crate::vault::Opened;
 use std::sync::Arc;
 use stillpoint_capture::restore::Journal;
 use stillpoint_capture::watchdog::Guard;
@@ -29,7 +30,7 @@ pub fn take(
     }
     let limits = limits(place);
     let watchdog = watchdog(place, &limits)?;
-    let repository = place.repository(true)?;
+    let Opened { repository, locations } = place.repository(true)?;
     let reader =
         repository.reader().map_err(|e| Failure::new("read the repository's index").because(&e))?;
     // What the last backup holds only saves reading: one that is damaged must not stop this one.
@@ -57,7 +58,35 @@ pub fn take(
     if let Some(watchdog) = Arc::into_inner(watchdog) {
         take_leave(watchdog);
     }
+    for note in locations.notes() {
+        monitor.warn(&note);
+    }
     Ok(backup)
+}
+
+/// Brings a published backup to as many locations as can be reached, unless the write quorum has it
+/// already; then there is nothing to tell. Failures are told, and cost nothing: healing tries again.
+pub fn replicate(place: &Place, backup: &Backup, monitor: &dyn Monitor) -> Option<Copies> {
+    if backup.stats.copies >= place.write_quorum() {
+        return None;
+    }
+    monitor.begin("replicate", None);
+    let healed = place.vault().and_then(|vault| match vault.heal(monitor)? {
+        Some(healing) => stored::copies(&healing.opened).map(Some),
+        None => Ok(None),
+    });
+    healed.unwrap_or_else(|failure| {
+        monitor.warn(&failure.lines().join(": "));
+        None
+    })
+}
+
+/// What a backup that the write quorum does not have yet is to be warned of.
+pub fn replicating(copies: usize, quorum: usize) -> String {
+    format!(
+        "the backup can be restored, and is at {copies} of {quorum} locations: it is copied to the \
+         others once they can be reached"
+    )
 }
 
 /// Nothing is held any more, and no lock is left: a watchdog that has gone by now is missed by

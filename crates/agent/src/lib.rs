@@ -2,12 +2,12 @@
 //! restores on a server's order, each in a process of its own.
 //!
 //! Below the order, the rooms are: where an environment's things are on this host ([`place`]), its
-//! parts as participants and restore steps ([`parts`]), its backups in the repository ([`stored`]),
-//! and the two flows ([`backup`], [`restore`]). Nothing here prints or asks.
+//! parts as participants and restore steps ([`parts`]), where its backups are kept ([`vault`]) and
+//! what is there ([`stored`]), and the two flows ([`backup`], [`restore`]). Nothing here prints or asks.
 
 pub mod backup;
 mod failure;
-mod first;
+mod heal;
 pub mod parts;
 pub mod place;
 pub mod protocol;
@@ -15,6 +15,7 @@ pub mod restore;
 mod serve;
 pub mod stored;
 pub mod task;
+pub mod vault;
 
 pub use failure::{Failure, FailureKind};
 pub use serve::{AgentOptions, Stop, serve, server_socket};

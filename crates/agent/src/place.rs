@@ -2,15 +2,14 @@
 //! and the repository of an environment.
 
 use crate::failure::Failure;
-use crate::first;
+use crate::vault::{Opened, Site, Vault};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use stillpoint_model::config::{self, Config, Environment, Location};
+use stillpoint_model::config::{self, Config, Environment, EnvironmentKind, Location};
 use stillpoint_model::ids::{EnvironmentName, PartName};
-use stillpoint_repository::Repository;
 
 /// Where to look, as a person gave it.
 #[derive(Debug, Clone)]
@@ -132,42 +131,46 @@ impl Place {
         }
     }
 
-    /// Where the environment's repository is, and the file with its password. One repository a
-    /// project and environment type, so that a development host never holds production's key.
-    pub fn repository_files(&self) -> Result<(PathBuf, PathBuf), Failure> {
-        let mut locations =
-            self.config.regions.values().flat_map(|region| region.locations.values());
-        let (Some(location), None) = (locations.next(), locations.next()) else {
-            return Err(Failure::usage(format!(
-                "{} must name exactly one region with one location",
-                self.config_file.display()
-            ))
-            .hint("several locations are not supported by this version yet"));
-        };
-        let kind = self.environment().kind;
-        let Location::Directory { path } = location;
-        let repository = path.join(self.config.project.as_str()).join(kind.as_str());
-        let password =
-            private(&self.data, "keys")?.join(format!("{}-{kind}.password", self.config.project));
-        Ok((repository, password))
+    /// Where the environment's backups are kept. One repository a project and environment type, so
+    /// that a development host never holds production's key.
+    pub fn vault(&self) -> Result<Vault, Failure> {
+        vault(&self.config, self.environment().kind, &self.data)
     }
 
-    /// Whether the environment's type has ever had a repository here.
-    pub fn has_repository(&self) -> Result<bool, Failure> {
-        let (repository, password) = self.repository_files()?;
-        first::Files { repository, password }.are_known()
+    /// How many complete copies make a backup done.
+    pub fn write_quorum(&self) -> usize {
+        self.config.regions.values().map(|region| region.write_quorum).max().unwrap_or(1)
     }
 
     /// Opens the environment's repository; `create` makes it, and its password, the first time.
-    pub fn repository(&self, create: bool) -> Result<Repository, Failure> {
-        let (path, password_file) = self.repository_files()?;
+    pub fn repository(&self, create: bool) -> Result<Opened, Failure> {
+        let vault = self.vault()?;
         let none = Failure::new(format!(
             "environment `{}` has no backups yet: there is no repository at {}",
             self.name,
-            path.display()
+            vault.shown()
         ));
-        first::Files { repository: path, password: password_file }.open(create, none)
+        vault.open(create, none)
     }
+}
+
+/// Where the backups of environments of this type are kept.
+pub(crate) fn vault(config: &Config, kind: EnvironmentKind, data: &Path) -> Result<Vault, Failure> {
+    let mut regions = config.regions.values();
+    let (Some(region), None) = (regions.next(), regions.next()) else {
+        return Err(Failure::usage("the configuration must name exactly one region")
+            .hint("write `regions:` with its `locations:`, where backups are to be stored"));
+    };
+    let sites = region.locations.iter().map(|(name, location)| {
+        let Location::Directory { path } = location;
+        let directory = path.join(config.project.as_str()).join(kind.as_str());
+        Site { name: name.clone(), directory }
+    });
+    Ok(Vault {
+        sites: sites.collect(),
+        password: private(data, "keys")?.join(format!("{}-{kind}.password", config.project)),
+        memory: data.join("locations").join(format!("{}-{kind}", config.project)),
+    })
 }
 
 /// Reads the configuration: what it says, its paths absolute, and its absolute file.

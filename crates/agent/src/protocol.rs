@@ -8,6 +8,7 @@
 //!
 //! No password, key or row of data crosses this connection.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stillpoint_model::ids::{
     ActivityId, BackupId, EnvironmentName, LocationName, PartName, ProjectId, RegionName,
@@ -15,7 +16,7 @@ use stillpoint_model::ids::{
 use stillpoint_model::manifest::Manifest;
 
 /// The version of this protocol; both sides must speak the same.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// From the agent to the server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,10 +43,12 @@ pub enum FromAgent {
         /// All of them.
         locations: Vec<LocationState>,
     },
-    /// At how many locations backups are, after healing changed it.
+    /// At how many locations backups are, after healing.
     Copies {
         /// Backup and number of complete copies.
         copies: Vec<(BackupId, u32)>,
+        /// Whether every location could be asked; if not, there may be more copies.
+        all_asked: bool,
     },
 }
 
@@ -73,7 +76,10 @@ pub enum FromServer {
         activity: ActivityId,
     },
     /// Copy what is missing somewhere, now.
-    Heal,
+    Heal {
+        /// A location whose disk is another one: it may be filled anew.
+        replaced: Option<LocationName>,
+    },
 }
 
 /// What an agent's configuration holds: names only.
@@ -109,7 +115,8 @@ pub struct LocationState {
     pub name: LocationName,
     /// Its URL, without secrets.
     pub url: String,
-    /// `healthy`, `behind` (copies are missing there) or `down`.
+    /// `healthy`, `behind` (something is missing there, or was deleted elsewhere), `empty` (it holds
+    /// nothing yet), `healing` or `down`.
     pub health: String,
     /// Why it is not healthy.
     pub why: Option<String>,
@@ -117,6 +124,8 @@ pub struct LocationState {
     pub missing: u64,
     /// What else a person should know: it shares a file system with another one.
     pub warning: Option<String>,
+    /// When it was looked at.
+    pub checked_at: Timestamp,
 }
 
 /// What is to be done in an environment.
@@ -197,6 +206,13 @@ pub enum Event {
     Published {
         /// What it is.
         backup: Box<BackupRecord>,
+    },
+    /// Backups have more copies now.
+    Copied {
+        /// Backup and number of complete copies.
+        copies: Vec<(BackupId, u32)>,
+        /// Whether every location could be asked; if not, there may be more copies.
+        all_asked: bool,
     },
     /// The last one.
     Ended {

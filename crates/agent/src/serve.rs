@@ -5,21 +5,20 @@
 //! A task is never killed by us: the watchdog ends those that keep others waiting.
 
 use crate::failure::Failure;
+use crate::heal::{self, Healer};
 use crate::parts;
 use crate::place::{Place, Where, data_dir, read_config, socket};
 use crate::protocol::{
-    EnvironmentSummary, Event, FromAgent, FromServer, Inventory, LocationState, Order, Outcome,
-    PROTOCOL,
+    EnvironmentSummary, Event, FromAgent, FromServer, Inventory, Order, Outcome, PROTOCOL,
 };
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
-use stillpoint_model::config::Location;
 use stillpoint_model::ids::ActivityId;
 
 /// How long to wait for a server that cannot be reached, at first and at most.
@@ -131,7 +130,12 @@ fn talk(
     let inventory = inventory(&options.place).map_err(io::Error::other)?;
     let out = Arc::new(Mutex::new(wire.try_clone()?));
     say(&out, &FromAgent::Hello { protocol: PROTOCOL, name: options.name.clone(), inventory })?;
-    say(&out, &FromAgent::Locations { locations: locations(&options.place) })?;
+    let heard = Arc::clone(&out);
+    let healer = Healer::start(
+        options.place.clone(),
+        // A connection that has ended is noticed by its reader.
+        Box::new(move |message| say(&heard, message).unwrap_or(())),
+    )?;
     let tasks = Tasks::default();
     let mut lines = BufReader::new(wire);
     let outcome = (|| {
@@ -145,9 +149,11 @@ fn talk(
                 FromServer::Refused { why } => {
                     return Err(io::Error::other(format!("the server refused: {why}")));
                 }
-                FromServer::Run { activity, order } => tasks.run(options, activity, &order, &out),
+                FromServer::Run { activity, order } => {
+                    tasks.run(options, activity, &order, &out, healer.tasks());
+                }
                 FromServer::Cancel { activity } => tasks.cancel(&activity),
-                FromServer::Heal => {}
+                FromServer::Heal { replaced } => healer.ask(replaced),
             }
         }
     })();
@@ -176,14 +182,17 @@ impl Tasks {
         activity: ActivityId,
         order: &Order,
         out: &Arc<Mutex<UnixStream>>,
+        counted: heal::Tasks,
     ) {
         let event = |event| FromAgent::Event { activity: activity.clone(), event };
         match start(options, order) {
             Ok((child, input)) => {
                 self.lock().insert(activity.clone(), Some(input));
                 let (tasks, out) = (self.clone(), Arc::clone(out));
+                counted.begun();
                 std::thread::spawn(move || {
                     follow(child, &activity, &out);
+                    counted.ended();
                     tasks.lock().remove(&activity);
                     tasks.0.1.notify_all();
                 });
@@ -298,31 +307,4 @@ fn inventory(place: &Where) -> Result<Inventory, Failure> {
         region: region.map(|(name, _)| name.clone()),
         write_quorum: region.map_or(1, |(_, region)| region.write_quorum as u32),
     })
-}
-
-/// How the locations are, as far as it can be seen from here.
-fn locations(place: &Where) -> Vec<LocationState> {
-    let Ok((config, _)) = read_config(place) else { return Vec::new() };
-    let mut states = Vec::new();
-    for (name, location) in config.regions.into_values().flat_map(|region| region.locations) {
-        let Location::Directory { path } = location;
-        let why = reachable(&path).err().map(|error| error.to_string());
-        states.push(LocationState {
-            name,
-            url: format!("file://{}", path.display()),
-            health: if why.is_none() { "healthy" } else { "down" }.to_owned(),
-            why,
-            missing: 0,
-            warning: None,
-        });
-    }
-    states
-}
-
-/// A location that has not been written to yet need not be there.
-fn reachable(path: &Path) -> io::Result<()> {
-    match std::fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.map(drop),
-    }
 }

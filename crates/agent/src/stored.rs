@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::parts::role;
 use crate::place::Place;
+use crate::vault::Opened;
 use std::io::Read;
 use stillpoint_model::ids::BackupId;
 use stillpoint_model::manifest::{MANIFEST_VERSION, Manifest, Part};
@@ -16,6 +17,8 @@ pub struct Stored {
     pub snapshot: SnapshotId,
     /// Its record.
     pub manifest: Manifest,
+    /// At how many of the locations that can be reached it is complete.
+    pub copies: usize,
 }
 
 /// All that is sure of a manifest of any version.
@@ -94,7 +97,8 @@ impl Stored {
             )));
         }
         let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| fail().because(&e))?;
-        Ok(Self { tree: snapshot.tree, snapshot: snapshot_id, manifest })
+        let copies = reader.copies(&snapshot_id).map_err(|e| fail().because(&e))?;
+        Ok(Self { tree: snapshot.tree, snapshot: snapshot_id, manifest, copies })
     }
 
     /// The directory of one of its parts, and the tree below it.
@@ -118,17 +122,50 @@ pub fn damaged(reader: &Reader) -> impl Iterator<Item = Failure> + '_ {
 pub fn open(place: &Place) -> Result<Reader, Failure> {
     place
         .repository(false)?
+        .repository
         .reader()
         .map_err(|e| Failure::new("read the repository's index").because(&e))
+}
+
+/// At how many locations backups are.
+pub struct Copies {
+    /// Backup and number of complete copies.
+    pub counts: Vec<(BackupId, u32)>,
+    /// Whether every location could be asked; if not, there may be more copies.
+    pub all_asked: bool,
+}
+
+impl Copies {
+    /// Of one backup.
+    pub fn of(&self, backup: &BackupId) -> Option<usize> {
+        self.counts.iter().find(|(id, _)| id == backup).map(|(_, count)| *count as usize)
+    }
+}
+
+/// At how many locations each backup of a vault is, of whatever environment.
+pub(crate) fn copies(opened: &Opened) -> Result<Copies, Failure> {
+    let counted = opened
+        .locations
+        .count_snapshots()
+        .map_err(|e| Failure::new("count the copies of the backups").because(&e))?;
+    let list = opened
+        .repository
+        .list_snapshots()
+        .map_err(|e| Failure::new("list the backups").because(&e))?;
+    let counts = list.snapshots.iter().filter_map(|(id, snapshot)| {
+        let backup = snapshot.tags.iter().find_map(|tag| tag.strip_prefix("backup="))?;
+        Some((backup.parse().ok()?, *counted.counts.get(id)? as u32))
+    });
+    Ok(Copies { counts: counts.collect(), all_asked: counted.all_asked })
 }
 
 /// Removes the environment's backups of these ids from its repository, and says which were there.
 /// What only they needed stays stored until a prune.
 pub fn forget(place: &Place, backups: &[BackupId]) -> Result<Vec<BackupId>, Failure> {
-    if !place.has_repository()? {
+    if !place.vault()?.is_known()? {
         return Ok(Vec::new());
     }
-    let repository = place.repository(false)?;
+    let repository = place.repository(false)?.repository;
     let of = format!("environment={}", place.name);
     let list =
         repository.list_snapshots().map_err(|e| Failure::new("list the backups").because(&e))?;

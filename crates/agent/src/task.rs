@@ -115,12 +115,12 @@ fn stopped(failure: Failure, reporter: &Reporter) -> Failure {
 fn take(place: &Place, id: &BackupId, live: bool, reporter: &Reporter) -> Result<Outcome, Failure> {
     let taken = backup::take(place, id.clone(), live, reporter)
         .map_err(|failure| stopped(failure, reporter))?;
-    Ok(published(taken, reporter))
+    Ok(published(place, &taken, reporter))
 }
 
-/// Says what a backup is worth.
-fn published(taken: Backup, reporter: &Reporter) -> Outcome {
-    let manifest = taken.manifest;
+/// Says what a backup is worth, and brings it to the write quorum as far as that can be done.
+fn published(place: &Place, taken: &Backup, reporter: &Reporter) -> Outcome {
+    let manifest = taken.manifest.clone();
     if let Some(evidence) = &manifest.evidence {
         let held: u64 = evidence.gateways.iter().map(|g| g.held).sum();
         reporter.log(format!(
@@ -146,10 +146,19 @@ fn published(taken: Backup, reporter: &Reporter) -> Outcome {
     let record = BackupRecord {
         bytes_captured: manifest.bytes_captured(),
         bytes_added: taken.stats.bytes_stored,
-        copies: 1,
+        copies: taken.stats.copies as u32,
         manifest,
     };
     reporter.say(Event::Published { backup: Box::new(record) });
+    let mut at = taken.stats.copies;
+    if let Some(copies) = backup::replicate(place, taken, reporter) {
+        at = copies.of(&taken.manifest.backup).unwrap_or(at);
+        reporter.say(Event::Copied { copies: copies.counts, all_asked: copies.all_asked });
+    }
+    let quorum = place.write_quorum();
+    if at < quorum {
+        reporter.warn(&backup::replicating(at, quorum));
+    }
     if partial { Outcome::Partial } else { Outcome::Done }
 }
 
@@ -170,7 +179,7 @@ fn put_back(
             .map_err(|failure| stopped(failure, reporter))
             .map_err(|failure| failure.hint("mend that, or restore without a safety backup"))?;
         let complete = taken.manifest.completeness == Completeness::Complete;
-        published(taken, reporter);
+        published(place, &taken, reporter);
         if !complete {
             return Err(Failure::new(
                 "not restored: what the safety backup lacks could not be had back",

@@ -360,7 +360,18 @@ pub(crate) enum TokenCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum LocationCommand {
     /// List them, and how they are
+    ///
+    /// healthy: it has everything. behind: it lacks something, which is copied in the background.
+    /// empty: it holds nothing yet, and is filled. down: it cannot be used now, and why.
     List,
+    /// Give every location what it lacks, now
+    ///
+    /// The agent does so by itself, once a minute: this is for those who do not want to wait.
+    Heal {
+        /// This location's disk is another one: it may be filled anew
+        #[arg(long, value_name = "NAME")]
+        replaced: Option<String>,
+    },
 }
 
 /// Of `completions`.

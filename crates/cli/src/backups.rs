@@ -39,7 +39,7 @@ pub(crate) fn get(global: &Global, arguments: &GetArgs) -> Result<(), Failure> {
     let place = Place::find(&global.place(), None)?;
     let stored = Stored::one(&place, &open(&place)?, &backup_id(&arguments.id)?)?;
     if global.format == Format::Json {
-        return put(&format!("{:#}", object(&stored.manifest)));
+        return put(&format!("{:#}", object(&stored.manifest, stored.copies)));
     }
     print(std::slice::from_ref(&stored), global.format)?;
     for gap in &stored.manifest.gaps {
@@ -82,9 +82,9 @@ pub(crate) const LIVE_WARNING: &str =
     "a live backup is less reliable to restore: its services are not at one instant";
 
 /// A backup as an object of the API: the same shape, so that scripts outlive this form.
-pub(crate) fn object(manifest: &Manifest) -> serde_json::Value {
+pub(crate) fn object(manifest: &Manifest, copies: usize) -> serde_json::Value {
     let mut attributes = manifest.attributes();
-    attributes.insert("copies".to_owned(), "1".to_owned());
+    attributes.insert("copies".to_owned(), copies.to_string());
     serde_json::json!({
         "id": manifest.backup,
         "environment": manifest.environment,
@@ -113,7 +113,7 @@ pub(crate) fn backup_id(given: &str) -> Result<BackupId, Failure> {
 /// Prints backups on stdout.
 pub(crate) fn print(backups: &[Stored], format: Format) -> Result<(), Failure> {
     if format == Format::Json {
-        let objects: Vec<_> = backups.iter().map(|b| object(&b.manifest)).collect();
+        let objects: Vec<_> = backups.iter().map(|b| object(&b.manifest, b.copies)).collect();
         return put(&format!("{:#}", serde_json::Value::from(objects)));
     }
     let heading = ["id", "created", "consistency", "completeness", "hold ms", "bytes"];

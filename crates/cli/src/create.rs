@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::output::put;
 use crate::terminal::Terminal;
 use indicatif::HumanBytes;
-use stillpoint_agent::backup::take;
+use stillpoint_agent::backup::{replicate, replicating, take};
 use stillpoint_agent::place::Place;
 use stillpoint_capture::Backup;
 use stillpoint_model::ids::BackupId;
@@ -20,14 +20,20 @@ pub(crate) fn run(global: &Global, arguments: &CreateArgs) -> Result<(), Failure
         terminal.say(&format!("warning: {LIVE_WARNING}"));
     }
     let backup = take(&place, BackupId::random(), arguments.live, &terminal)?;
+    let copies = replicate(&place, &backup, &terminal)
+        .and_then(|copies| copies.of(&backup.manifest.backup))
+        .unwrap_or(backup.stats.copies);
     terminal.clear();
     let manifest = &backup.manifest;
     if global.format == Format::Json {
-        put(&format!("{:#}", object(manifest)))?;
+        put(&format!("{:#}", object(manifest, copies)))?;
     } else {
         put(manifest.backup.as_str())?;
     }
     summarise(&backup, &terminal);
+    if copies < place.write_quorum() {
+        terminal.say(&format!("warning: {}", replicating(copies, place.write_quorum())));
+    }
     if manifest.completeness == Completeness::Partial {
         let gaps: Vec<String> = manifest
             .gaps

@@ -72,7 +72,8 @@ fn look_into(place: &Place, found: &mut Vec<(String, Finding)>) {
     });
     found.push((place.name.to_string(), finding("the watchdog", watched)));
     let opened = place
-        .has_repository()
+        .vault()
+        .and_then(|vault| vault.is_known())
         .and_then(|known| if known { place.repository(false).map(drop) } else { Ok(()) });
     let what = "the repository, if there have been backups";
     found.push((place.name.to_string(), finding(what, opened)));

@@ -88,15 +88,19 @@ impl Control {
             FromAgent::Locations { locations } => {
                 self.inner.links.set_locations(project, locations);
             }
-            FromAgent::Copies { copies } => self.set_copies(project, &copies).await?,
+            FromAgent::Copies { copies, all_asked } => {
+                self.set_copies(project, &copies, all_asked).await?;
+            }
         }
         Ok(())
     }
 
-    async fn set_copies(
+    /// Where not every location could be asked, what was known before may be more than was counted.
+    pub(crate) async fn set_copies(
         &self,
         project: &str,
         copies: &[(BackupId, u32)],
+        all_asked: bool,
     ) -> Result<(), ControlError> {
         let _writing = self.inner.writing.lock().await;
         for (id, count) in copies {
@@ -105,9 +109,13 @@ impl Control {
                 .one(self.db())
                 .await?;
             if let Some(found) = found {
-                let mut found = found.into_active_model();
-                found.copies = Set((*count).try_into().unwrap_or(i32::MAX));
-                found.update(self.db()).await?;
+                let counted = (*count).try_into().unwrap_or(i32::MAX);
+                let copies = if all_asked { counted } else { counted.max(found.copies) };
+                if copies != found.copies {
+                    let mut found = found.into_active_model();
+                    found.copies = Set(copies);
+                    found.update(self.db()).await?;
+                }
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use sea_orm::{
 };
 use serde_json::json;
 use stillpoint_agent::protocol::LocationState;
+use stillpoint_model::ids::LocationName;
 
 impl Control {
     /// The projects that the caller is in.
@@ -178,5 +179,26 @@ impl Control {
     ) -> Result<Vec<LocationState>, ControlError> {
         self.access(caller, project).await?;
         Ok(self.inner.links.locations(project))
+    }
+
+    /// Asks for the locations to be healed now. `replaced`: this one's disk is another one, so that
+    /// it may be filled anew.
+    pub async fn heal_locations(
+        &self,
+        caller: &Caller,
+        project: &str,
+        replaced: Option<LocationName>,
+    ) -> Result<(), ControlError> {
+        self.admin_access(caller, project, "location.heal").await?;
+        if let Some(name) = &replaced
+            && !self.inner.links.locations(project).iter().any(|l| l.name == *name)
+        {
+            return Err(ControlError::NotFound("Location"));
+        }
+        if self.inner.links.heal(project, replaced) {
+            Ok(())
+        } else {
+            Err(ControlError::Conflict("the project's agent is not connected".to_owned()))
+        }
     }
 }

@@ -14,6 +14,7 @@ use serde_json::json;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 use stillpoint_agent::protocol::{Event, FromServer, LocationState, Order, Outcome};
+use stillpoint_model::ids::LocationName;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// The connected agents, by project.
@@ -65,6 +66,11 @@ impl Links {
     /// True if there was somebody to send it to.
     fn send(&self, project: &str, message: FromServer) -> bool {
         self.lock().get(project).is_some_and(|link| link.orders.send(message).is_ok())
+    }
+
+    /// Asks a project's agent to heal its locations; false if it has none.
+    pub(crate) fn heal(&self, project: &str, replaced: Option<LocationName>) -> bool {
+        self.send(project, FromServer::Heal { replaced })
     }
 
     pub(crate) fn locations(&self, project: &str) -> Vec<LocationState> {
@@ -137,6 +143,9 @@ impl Control {
             Event::Progress { .. } => {}
             Event::Log { line } => self.log(id, &line).await?,
             Event::Published { backup } => self.keep_backup(&found, &backup).await?,
+            Event::Copied { copies, all_asked } => {
+                self.set_copies(&found.project, &copies, all_asked).await?;
+            }
             Event::Ended { outcome } => {
                 self.ended(&found, outcome).await?;
                 self.pump().await?;
@@ -304,6 +313,7 @@ fn percent_of(phase: &str) -> i32 {
         "hold" | "mark" => 30,
         "released" | "capture" => 40,
         "publish" | "finish" => 90,
+        "replicate" => 95,
         _ => 50,
     }
 }

@@ -36,7 +36,7 @@ pub use format::node::{Content, ExtendedAttribute, Node, NodeKind};
 pub use format::snapshot::Snapshot;
 pub use format::tree::Tree;
 pub use id::{BlobId, InvalidId, SnapshotId};
-pub use locations::{Healed, HealedLocation, LocationState, Locations, Member};
+pub use locations::{Copies, Healed, HealedLocation, LocationState, Locations, Member};
 pub use lock::LockFiles;
 pub use read::{BlobReader, Difference, Reader, RestoreOptions, RestoreReport};
 pub use repository::{Repository, SnapshotList};

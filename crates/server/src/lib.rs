@@ -51,6 +51,7 @@ fn router(api: Api) -> Router {
         .route("/projects/{id}/settings", get(projects::settings))
         .route("/projects/{id}/capabilities", get(projects::capabilities))
         .route("/projects/{id}/locations", get(projects::locations))
+        .route("/projects/{id}/locations/heal", post(projects::heal_locations))
         .route("/projects/{id}/environment-types", get(projects::types))
         .route("/projects/{id}/environment-types/{type}", get(projects::one_type))
         .route("/projects/{id}/access", get(projects::legacy_members))

@@ -9,6 +9,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use stillpoint_control::{Caller, Membership, NewUser};
 
@@ -112,6 +113,23 @@ pub(crate) async fn locations(
 ) -> Result<Json<Value>, ApiError> {
     let locations = api.control.locations(&caller, &id).await?;
     Ok(Json(serde_json::to_value(locations).unwrap_or_default()))
+}
+
+/// `POST /projects/{id}/locations/heal`: gives every location what it lacks. The locations tell how
+/// that goes: those looked at after `asked_at` are healthy again, or say why not.
+pub(crate) async fn heal_locations(
+    State(api): State<Api>,
+    Who(caller): Who,
+    Path(id): Path<String>,
+    body: Body,
+) -> Result<Json<Value>, ApiError> {
+    let replaced = body.text("replaced")?;
+    let replaced = replaced
+        .map(|name| name.parse().map_err(|_| ApiError::not_found("Location")))
+        .transpose()?;
+    let asked_at = Timestamp::now();
+    api.control.heal_locations(&caller, &id, replaced).await?;
+    Ok(Json(json!({ "asked_at": asked_at })))
 }
 
 fn member_object(project: &str, membership: &Membership) -> Value {

@@ -5,7 +5,9 @@ use super::{Session, cell};
 use crate::arguments::{EnvironmentCommand, Global, LocationCommand};
 use crate::failure::Failure;
 use crate::output::put;
+use jiff::Timestamp;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// `environment:*`.
 pub(crate) fn run(global: &Global, command: &EnvironmentCommand) -> Result<(), Failure> {
@@ -66,14 +68,47 @@ pub(crate) fn locations(global: &Global, command: &LocationCommand) -> Result<()
     match command {
         LocationCommand::List => {
             let all = session.client.get(&session.path("/locations"))?;
-            session.print(&all, &["name", "url", "health", "why"], |location| {
-                vec![
-                    cell(&location["name"]),
-                    cell(&location["url"]),
-                    cell(&location["health"]),
-                    cell(&location["why"]),
-                ]
-            })
+            print_locations(&session, &all)
         }
+        LocationCommand::Heal { replaced } => heal(&session, replaced.as_deref()),
     }
+}
+
+fn print_locations(session: &Session<'_>, all: &Value) -> Result<(), Failure> {
+    session.print(all, &["name", "url", "health", "missing", "why", "warning"], |location| {
+        ["name", "url", "health", "missing", "why", "warning"]
+            .map(|key| cell(&location[key]))
+            .into()
+    })
+}
+
+/// How often to ask how healing goes.
+const HEALING: Duration = Duration::from_millis(200);
+
+fn heal(session: &Session<'_>, replaced: Option<&str>) -> Result<(), Failure> {
+    let body = json!({ "replaced": replaced });
+    let answer = session.client.post(&session.path("/locations/heal"), &body)?;
+    if session.global.no_wait {
+        session.terminal.say("healing was asked for; `stillpoint location:list` tells how it goes");
+        return Ok(());
+    }
+    let time = |value: &Value| value.as_str().and_then(|text| text.parse::<Timestamp>().ok());
+    let asked = time(&answer["asked_at"]);
+    let all = loop {
+        let all = session.client.get(&session.path("/locations"))?;
+        let locations = all.as_array().map(Vec::as_slice).unwrap_or_default();
+        let looked_at = |l: &Value| time(&l["checked_at"]) > asked && l["health"] != "healing";
+        if locations.iter().all(looked_at) {
+            break all;
+        }
+        std::thread::sleep(HEALING);
+    };
+    print_locations(session, &all)?;
+    let whole = |location: &Value| location["health"] == "healthy";
+    if all.as_array().is_some_and(|all| all.iter().all(whole)) {
+        return Ok(());
+    }
+    Err(Failure::partial(
+        "not every location is whole; what they lack is copied once they can be used",
+    ))
 }

@@ -147,7 +147,7 @@ impl Member {
     pub(super) fn to_heal(&self) -> Result<&dyn Store, String> {
         match (&self.store, self.why_down()) {
             (Some(store), None) => Ok(store.as_ref()),
-            (Some(store), Some(_)) if self.empty => Ok(store.as_ref()),
+            (Some(store), Some(_)) if self.is_empty() => Ok(store.as_ref()),
             (_, why) => Err(why.unwrap_or_default()),
         }
     }

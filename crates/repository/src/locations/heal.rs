@@ -19,7 +19,6 @@ use crate::store::{FileKind, Store};
 use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use stillpoint_model::progress::Monitor;
 
 /// What healing did.
@@ -130,7 +129,7 @@ impl Locations {
     ) -> Result<(), RepositoryError> {
         let name = member.name.clone();
         let failed = |doing: &str| RepositoryError::store(format!("{doing} at {name}"));
-        if member.empty {
+        if member.is_empty() {
             store.create().map_err(failed("make a repository"))?;
         }
         store.prepare_write().map_err(failed("prepare to write"))?;
@@ -149,13 +148,13 @@ impl Locations {
                 failed("copy what is missing")(error)
             }
         })?;
-        if member.empty {
+        if member.is_empty() {
             // Last, as where a repository is made: from now on it is one.
             let config = self.read(FileKind::Config, &CONFIG).map_err(failed("read the config"))?;
             store.write(FileKind::Config, &CONFIG, &config).map_err(failed("write the config"))?;
         }
         self.copy_snapshots(repository, store, wanted, report, monitor)?;
-        member.lacking.store(false, Relaxed);
+        member.becomes_whole();
         lock.release()
     }
 

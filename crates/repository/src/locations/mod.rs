@@ -23,7 +23,7 @@ mod store;
 mod survey;
 
 pub use heal::{Healed, HealedLocation};
-pub use survey::LocationState;
+pub use survey::{Copies, LocationState};
 
 use crate::store::{FileId, FileKind, Store};
 use std::io;
@@ -43,7 +43,7 @@ pub struct Member {
     name: String,
     store: Option<Arc<dyn Store>>,
     /// It has no repository yet, and is made one by healing.
-    empty: bool,
+    empty: AtomicBool,
     /// Why it is not used.
     down: Mutex<Option<String>>,
     /// It does not answer: asking it would mean to wait for ever.
@@ -60,7 +60,7 @@ impl Member {
         Self {
             name: name.into(),
             store: Some(store),
-            empty: false,
+            empty: AtomicBool::new(false),
             down: Mutex::default(),
             hangs: AtomicBool::new(false),
             lacking: AtomicBool::new(false),
@@ -71,7 +71,7 @@ impl Member {
     /// A place that is to have the repository, and has nothing yet.
     pub fn empty(name: impl Into<String>, store: Arc<dyn Store>) -> Self {
         let why = "it holds nothing yet".to_owned();
-        Self { empty: true, down: Mutex::new(Some(why)), ..Self::new(name, store) }
+        Self { empty: AtomicBool::new(true), down: Mutex::new(Some(why)), ..Self::new(name, store) }
     }
 
     /// A place that cannot be used now.
@@ -79,7 +79,7 @@ impl Member {
         Self {
             name: name.into(),
             store: None,
-            empty: false,
+            empty: AtomicBool::new(false),
             down: Mutex::new(Some(why.into())),
             hangs: AtomicBool::new(false),
             lacking: AtomicBool::new(false),
@@ -103,6 +103,18 @@ impl Member {
     /// Its store, if it is used.
     fn used(&self) -> Option<&Arc<dyn Store>> {
         if self.why_down().is_some() { None } else { self.store.as_ref() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.empty.load(Relaxed)
+    }
+
+    /// It has been healed: whatever it was before, it is used from now on.
+    fn becomes_whole(&self) {
+        self.lacking.store(false, Relaxed);
+        if self.empty.swap(false, Relaxed) {
+            *self.down.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
     fn is_complete(&self) -> bool {

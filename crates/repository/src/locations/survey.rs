@@ -1,8 +1,10 @@
 //! How the locations are, told from names alone: without a key, and without reading a file.
 
 use super::Locations;
+use crate::id::SnapshotId;
 use crate::store::{FileId, FileKind};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 /// One location's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +25,15 @@ impl LocationState {
     pub fn can_be_healed(&self) -> bool {
         self.empty || (self.down.is_none() && self.missing > 0)
     }
+}
+
+/// At how many locations each snapshot is complete.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Copies {
+    /// Those that were counted.
+    pub counts: BTreeMap<SnapshotId, usize>,
+    /// Whether every location could be asked. If not, there may be more copies than were counted.
+    pub all_asked: bool,
 }
 
 const NAMES: [FileKind; 4] =
@@ -55,10 +66,23 @@ impl Locations {
         }
         let states = self.members.iter().zip(missing).map(|(member, missing)| LocationState {
             name: member.name.clone(),
-            down: if member.empty { None } else { member.why_down() },
-            empty: member.empty,
+            down: if member.is_empty() { None } else { member.why_down() },
+            empty: member.is_empty(),
             missing,
         });
         states.collect()
+    }
+
+    /// Counts the copies of every snapshot: a snapshot is at a location only when all that it
+    /// refers to is.
+    pub fn count_snapshots(&self) -> io::Result<Copies> {
+        let mut copies = Copies::default();
+        for listed in self.each(|_, store| store.list(FileKind::Snapshot))? {
+            for (id, _) in listed {
+                *copies.counts.entry(SnapshotId(id.0)).or_default() += 1;
+            }
+        }
+        copies.all_asked = self.members.iter().all(|member| member.used().is_some());
+        Ok(copies)
     }
 }

@@ -13,9 +13,10 @@ use crate::format::node::Node;
 use crate::format::pack::BlobKind;
 use crate::format::snapshot::Snapshot;
 use crate::format::tree::Tree;
-use crate::id::{BlobId, SnapshotId};
+use crate::id::{BlobId, FileId, SnapshotId};
 use crate::index::Index;
 use crate::repository::{Repository, SnapshotList};
+use crate::store::FileKind;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 
@@ -66,6 +67,14 @@ impl Reader {
                 "more than one snapshot's id begins with {text}"
             ))),
         }
+    }
+
+    /// At how many of the locations that can be reached a snapshot is complete.
+    pub fn copies(&self, id: &SnapshotId) -> Result<usize, RepositoryError> {
+        self.repository
+            .store()
+            .count_copies(FileKind::Snapshot, &FileId(id.0))
+            .map_err(RepositoryError::store(format!("count the copies of snapshot {}", id.short())))
     }
 
     /// A directory's entries.

@@ -126,7 +126,11 @@ impl Store for LocalStore {
     }
 
     fn prepare_write(&self) -> io::Result<()> {
-        make_directory(&self.temporary())?;
+        // Not the directories above it: where those are gone the disk is not mounted.
+        match fs::DirBuilder::new().mode(0o700).create(self.temporary()) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         for entry in fs::read_dir(self.temporary())? {
             let entry = entry?;
             if !entry.file_name().as_encoded_bytes().starts_with(TEMPORARY_PREFIX.as_bytes()) {

@@ -303,7 +303,10 @@ fn an_empty_location_is_made_a_whole_copy() {
     two.change(1);
     assert_eq!(two.back_up(&group.0).1, 2);
     assert!(!two.path("c/config").exists());
-    assert!(heal(&open(members())).is_whole());
+    let group = open(members());
+    assert!(heal(&group).is_whole());
+    let copies = group.1.count_snapshots().unwrap();
+    assert!(copies.all_asked && copies.counts.values().all(|count| *count == 3), "{copies:?}");
     assert_restic_is_content(&two.path("c"));
     assert_eq!(two.snapshots("c"), two.snapshots("a"));
 }
