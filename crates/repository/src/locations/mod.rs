@@ -152,26 +152,32 @@ impl Locations {
         self.members.iter().filter_map(|member| Some((member, member.used()?)))
     }
 
-    /// Asks every location that is used. One that fails is not used any more; only where all fail
-    /// is that the answer.
+    /// Asks every location that is used. One that fails where another one does not is not used any
+    /// more; where all fail, that is the answer, and all are asked again the next time.
     fn each<T>(
         &self,
         mut ask: impl FnMut(&Member, &dyn Store) -> io::Result<T>,
     ) -> io::Result<Vec<T>> {
-        let mut answers = Vec::new();
-        let mut failure = None;
         let used: Vec<_> = self.used().collect();
-        for (member, store) in used {
-            match ask(member, store.as_ref()) {
+        let asked = used.into_iter().map(|(member, store)| (member, ask(member, store.as_ref())));
+        self.settle(asked.collect())
+    }
+
+    fn settle<T>(&self, outcomes: Vec<(&Member, io::Result<T>)>) -> io::Result<Vec<T>> {
+        let mut answers = Vec::new();
+        let mut failures = Vec::new();
+        for (member, outcome) in outcomes {
+            match outcome {
                 Ok(answer) => answers.push(answer),
-                Err(error) => {
-                    member.fail(&error);
-                    failure.get_or_insert(error);
-                }
+                Err(error) => failures.push((member, error)),
             }
         }
         if answers.is_empty() {
-            return Err(failure.unwrap_or_else(|| self.none_left()));
+            let first = failures.into_iter().next();
+            return Err(first.map_or_else(|| self.none_left(), |(_, error)| error));
+        }
+        for (member, error) in failures {
+            member.fail(&error);
         }
         Ok(answers)
     }

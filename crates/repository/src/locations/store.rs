@@ -27,27 +27,13 @@ impl Locations {
             [(_, only)] => vec![only.write(kind, id, content)],
             _ => side_by_side(targets, kind, id, content)?,
         };
-        let mut written = 0;
-        let mut failure: Option<io::Error> = None;
-        for ((member, _), outcome) in targets.iter().zip(outcomes) {
-            match outcome {
-                Ok(()) => written += 1,
-                // Another process has made a repository: whoever makes this one must know.
-                Err(error)
-                    if kind == FileKind::Config && error.kind() == io::ErrorKind::AlreadyExists =>
-                {
-                    return Err(error);
-                }
-                Err(error) => {
-                    member.fail(&error);
-                    failure.get_or_insert(error);
-                }
-            }
+        // Another process has made a repository: whoever makes this one must know.
+        let exists = |outcome: &io::Result<()>| matches!(outcome, Err(error) if error.kind() == io::ErrorKind::AlreadyExists);
+        if kind == FileKind::Config && outcomes.iter().any(exists) {
+            return Err(io::ErrorKind::AlreadyExists.into());
         }
-        match failure {
-            Some(error) if written == 0 => Err(error),
-            _ => Ok(()),
-        }
+        let members = targets.iter().map(|(member, _)| *member);
+        self.settle(members.zip(outcomes).collect()).map(drop)
     }
 
     /// A location that failed in the middle may still have our lock, and may let go of it: a full
@@ -179,13 +165,13 @@ impl Store for Locations {
     }
 
     fn remove(&self, kind: FileKind, id: &FileId) -> io::Result<()> {
+        if kind == FileKind::Lock {
+            self.remove_where_failed(kind, id);
+        }
         let removed = self.each(|_, store| match store.remove(kind, id) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             other => other.map(|()| true),
         })?;
-        if kind == FileKind::Lock {
-            self.remove_where_failed(kind, id);
-        }
         if removed.contains(&true) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
