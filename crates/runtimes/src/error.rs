@@ -50,8 +50,10 @@ pub enum RuntimeError {
         output: String,
     },
     /// The server ended, or did not get ready.
-    #[error("PostgreSQL did not start: {log}")]
+    #[error("{name} did not start: {log}")]
     DidNotStart {
+        /// The server.
+        name: &'static str,
         /// The end of its log.
         log: String,
     },

@@ -7,4 +7,7 @@ mod error;
 pub mod scratch;
 
 pub use error::RuntimeError;
-pub use scratch::{Installation, OnSpawn, ScratchOptions, ScratchPostgres};
+pub use scratch::{
+    Installation, MariadbInstallation, MariadbOptions, OnSpawn, RedisInstallation, RedisOptions,
+    ScratchMariadb, ScratchOptions, ScratchPostgres, ScratchRedis,
+};

@@ -130,6 +130,49 @@ fn a_server_that_nobody_could_be_told_of_is_ended() {
     let options = ScratchOptions { on_spawn: Some(on_spawn), ..ScratchOptions::default() };
     let installation = ScratchPostgres::find().unwrap();
     let error = ScratchPostgres::start(&installation, dir.path(), &options).unwrap_err();
-    assert!(error.to_string().contains("tell of the postgres"), "{error}");
+    assert!(error.to_string().contains("tell of the server"), "{error}");
     assert!(!Path::new(&format!("/proc/{}", told.recv().unwrap())).exists());
+}
+
+#[test]
+fn every_other_server_starts_is_locked_and_ends_with_its_value() {
+    use stillpoint_runtimes::{MariadbOptions, RedisOptions, ScratchMariadb, ScratchRedis};
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path());
+    let installed = ScratchMariadb::find().expect("MariaDB's server is installed");
+    let mariadb =
+        ScratchMariadb::start(&installed, &dir.path().join("my"), &MariadbOptions::default());
+    let mariadb = mariadb.unwrap();
+    let ask = |user: &str, password: &str| {
+        std::process::Command::new(mariadb.client())
+            .args(["--no-defaults", "-u", user, &format!("--password={password}"), "-S"])
+            .arg(mariadb.socket())
+            .args(["-e", "SELECT 1"])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    };
+    assert!(ask("shop", mariadb.password()) && ask("root", mariadb.root_password()));
+    assert!(!ask("shop", "wrong") && !ask("root", ""));
+    let installed = ScratchRedis::find().expect("Redis's server is installed");
+    let redis = ScratchRedis::start(&installed, &dir.path().join("re"), &RedisOptions::default());
+    let redis = redis.unwrap();
+    let ask = |user: &str, password: &str| {
+        let output = std::process::Command::new(redis.client())
+            .args(["--no-auth-warning", "-s"])
+            .arg(redis.socket())
+            .args(["--user", user, "--pass", password, "PING"])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).trim() == "PONG"
+    };
+    assert!(ask("shop", redis.password()) && ask("default", redis.admin_password()));
+    assert!(!ask("shop", "wrong") && !ask("default", ""));
+    let pids = [mariadb.pid(), redis.pid()];
+    mariadb.stop().unwrap();
+    drop(redis);
+    for pid in pids {
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
 }
