@@ -17,9 +17,10 @@ struct Need {
     found: fn() -> bool,
 }
 
-const NEEDS: [Need; 9] = [
+const NEEDS: [Need; 10] = [
     Need { package: "postgresql", what: "PostgreSQL's server and pg_dump", found: has_postgresql },
     Need { package: "mariadb-server", what: "MariaDB's server", found: has_mariadb },
+    Need { package: "redis-server", what: "Redis's server", found: has_redis },
     Need { package: "restic", what: "restic", found: || in_path("restic") },
     Need { package: "git", what: "git", found: || in_path("git") },
     Need { package: "python3", what: "Python 3", found: || in_path("python3") },
@@ -134,6 +135,10 @@ fn has_mariadb() -> bool {
     ["mariadbd", "mariadb-dump", "mariadb-install-db"]
         .iter()
         .all(|tool| in_path(tool) || Path::new("/usr/sbin").join(tool).is_file())
+}
+
+fn has_redis() -> bool {
+    ["redis-server", "redis-cli"].iter().all(|tool| in_path(tool))
 }
 
 fn in_path(program: &str) -> bool {

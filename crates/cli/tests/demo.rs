@@ -45,10 +45,12 @@ fn the_demo_holds_what_it_promises_and_restic_reads_what_it_stored() {
 
 #[test]
 fn a_service_that_is_asked_for_and_missing_is_named_and_the_exit_code_is_3() {
-    let output =
-        demo(&["--json", "--seconds", "3", "--services", "sqlite,redis"]).output().unwrap();
+    // Where Redis is not in it.
+    let path = tempfile::tempdir().unwrap();
+    let mut command = demo(&["--json", "--seconds", "3", "--services", "sqlite,redis"]);
+    let output = command.env("PATH", path.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
-    assert!(stderr(&output).contains("redis"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("apt-get install redis-server"), "{}", stderr(&output));
     let text = String::from_utf8(output.stdout).unwrap();
     let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!(report["missing"], serde_json::json!(["redis"]));

@@ -17,20 +17,36 @@ mod problems;
 pub(crate) use destroy::destroy;
 
 use super::ledger::{Ledger, OrderLine};
-use super::shop::{BoxError, PICTURES, PostgresTarget, picture, picture_path};
+use super::shop::{BoxError, PICTURES, Target, picture, picture_path};
 use jiff::Timestamp;
 use places::Place;
 use problems::{Kind, Problems};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
 
-/// A PostgreSQL database and the client to read it with.
+/// A server's database and the client to read it with.
 #[derive(Debug, Clone)]
-pub(crate) struct PostgresPlace {
-    /// The database.
-    pub(crate) target: PostgresTarget,
-    /// The path of `psql`.
-    pub(crate) psql: PathBuf,
+pub(crate) struct ServerPlace {
+    /// The database, and the application's account.
+    pub(crate) target: Target,
+    /// The path of the server's own client: `psql`, `mariadb`, `redis-cli`.
+    pub(crate) client: PathBuf,
+}
+
+/// A Redis server.
+#[derive(Clone)]
+pub(crate) struct RedisPlace {
+    /// As the application sees it.
+    pub(crate) server: ServerPlace,
+    /// The password of the account `default`: the application's may not flush everything.
+    pub(crate) admin_password: String,
+}
+
+impl fmt::Debug for RedisPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisPlace").field("server", &self.server).finish_non_exhaustive()
+    }
 }
 
 /// The stores of the shop.
@@ -39,7 +55,11 @@ pub(crate) struct Restored {
     /// Its SQLite database.
     pub(crate) sqlite: Option<PathBuf>,
     /// Its PostgreSQL database.
-    pub(crate) postgres: Option<PostgresPlace>,
+    pub(crate) postgres: Option<ServerPlace>,
+    /// Its MariaDB database.
+    pub(crate) mariadb: Option<ServerPlace>,
+    /// Its Redis.
+    pub(crate) redis: Option<RedisPlace>,
     /// Its uploads directory.
     pub(crate) uploads: PathBuf,
     /// How many orders it was seeded with: 1 to this number.
@@ -61,7 +81,8 @@ pub(crate) struct Comparison {
     pub(crate) sent_after: u64,
     /// Of the load's orders, those that may be there or not.
     pub(crate) undecided: u64,
-    /// How many orders each place holds: `sqlite`, `postgresql`, `uploads`.
+    /// How many orders each place holds: `sqlite`, `postgresql`, `mariadb`, `redis`,
+    /// `uploads`.
     pub(crate) places: BTreeMap<&'static str, u64>,
 }
 
@@ -87,6 +108,13 @@ pub(crate) fn compare(
     }
     if let Some(postgres) = &restored.postgres {
         places.push(unless_unreadable("postgresql", places::postgres(postgres), &mut problems));
+    }
+    if let Some(mariadb) = &restored.mariadb {
+        places.push(unless_unreadable("mariadb", places::mariadb(mariadb), &mut problems));
+    }
+    if let Some(redis) = &restored.redis {
+        let read = places::redis(&redis.server, restored.seeded > 0);
+        places.push(unless_unreadable("redis", read, &mut problems));
     }
     let (uploads, others) = places::uploads(&restored.uploads)
         .map_err(|error| format!("compare the uploads directory: {error}"))?;

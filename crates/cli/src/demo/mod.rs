@@ -4,11 +4,13 @@
 //! the gateway, the watchdog, the backup, the restore. This module is the stage manager: it builds
 //! the environment, waits, and at the end believes only the customers' own log.
 
+mod cast;
 mod clean;
 pub(crate) mod compare;
 pub(crate) mod ledger;
 pub(crate) mod load;
 mod report;
+mod servers;
 pub(crate) mod shop;
 mod stage;
 
@@ -16,6 +18,7 @@ use crate::arguments::Global;
 use crate::failure::{self, Failure};
 use crate::output::put;
 use crate::terminal::Terminal;
+use cast::{Cast, Installed};
 pub(crate) use clean::{CleanArgs, run as run_clean};
 use report::Report;
 use stage::Stage;
@@ -23,7 +26,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use stillpoint_runtimes::ScratchPostgres;
 
 /// Orders that the shop has before its first customer comes.
 const SEEDED: u64 = 200;
@@ -42,7 +44,8 @@ pub(crate) struct DemoArgs {
     /// How long customers order
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(3..=3600))]
     seconds: u64,
-    /// `all`, or a list [default: sqlite, and postgresql where it is installed]
+    /// `all`, or a list [default: sqlite, and those of postgresql, mariadb and redis that
+    /// are installed]
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     services: Vec<String>,
     /// Keep everything in this directory, which must be empty or missing
@@ -64,6 +67,10 @@ pub(crate) struct ShopArgs {
     sqlite: Option<PathBuf>,
     #[arg(long)]
     postgres: Option<String>,
+    #[arg(long)]
+    mariadb: Option<String>,
+    #[arg(long)]
+    redis: Option<String>,
 }
 
 /// Of `demo-load`.
@@ -79,16 +86,19 @@ pub(crate) struct LoadArgs {
     log: PathBuf,
 }
 
-/// The variable that carries the shop's database password between the demo's processes.
+/// The variable that carries the password of the shop's database servers between the demo's processes.
 const PASSWORD_VARIABLE: &str = "STILLPOINT_DEMO_PASSWORD";
 
 /// Serves the shop until told to end.
 pub(crate) fn run_shop(arguments: ShopArgs) -> Result<(), Failure> {
     let password = std::env::var(PASSWORD_VARIABLE).ok();
+    let target = |url| shop::Target { url, password: password.clone() };
     let options = shop::ShopOptions {
         listen: arguments.listen,
         sqlite: arguments.sqlite,
-        postgres: arguments.postgres.map(|url| shop::PostgresTarget { url, password }),
+        postgres: arguments.postgres.map(target),
+        mariadb: arguments.mariadb.map(target),
+        redis: arguments.redis.map(target),
         uploads: arguments.uploads,
     };
     shop::run(&options, |address| {
@@ -110,57 +120,10 @@ pub(crate) fn run_load(arguments: LoadArgs) -> Result<(), Failure> {
     load::run(&options).map(drop).map_err(|e| Failure::new("order").because(e.as_ref()))
 }
 
-/// The services that take part, and those that were asked for in vain.
-struct Cast {
-    sqlite: bool,
-    postgresql: Option<stillpoint_runtimes::Installation>,
-    /// Service and why it does not take part.
-    missing: Vec<(String, String)>,
-    /// The same, but nobody asked for it.
-    absent: Vec<(String, String)>,
-}
-
-impl Cast {
-    fn choose(asked: &[String]) -> Result<Self, Failure> {
-        const ALL: [&str; 4] = ["sqlite", "postgresql", "mariadb", "redis"];
-        let asked_all = asked.iter().any(|name| name == "all");
-        if let Some(unknown) = asked.iter().find(|n| *n != "all" && !ALL.contains(&n.as_str())) {
-            return Err(Failure::usage(format!("no service `{unknown}`"))
-                .hint(format!("--services all, or of: {}", ALL.join(", "))));
-        }
-        let asks = |name: &str| asked_all || asked.iter().any(|asked| asked == name);
-        let mut cast = Self {
-            sqlite: asked.is_empty() || asks("sqlite"),
-            postgresql: None,
-            missing: Vec::new(),
-            absent: Vec::new(),
-        };
-        if asked.is_empty() || asks("postgresql") {
-            cast.postgresql = ScratchPostgres::find();
-            if cast.postgresql.is_none() {
-                let why = "no server is installed: apt-get install postgresql";
-                let list = if asked.is_empty() { &mut cast.absent } else { &mut cast.missing };
-                list.push(("postgresql".to_owned(), why.to_owned()));
-            }
-        }
-        for name in ["mariadb", "redis"] {
-            if asks(name) {
-                let why = "this version has no driver for it yet";
-                cast.missing.push((name.to_owned(), why.to_owned()));
-            }
-        }
-        if !cast.sqlite && cast.postgresql.is_none() {
-            // Something has to take part for there to be anything to show.
-            cast.sqlite = true;
-        }
-        Ok(cast)
-    }
-}
-
 /// Runs the demo.
 pub(crate) fn run(global: &Global, arguments: &DemoArgs) -> ExitCode {
     let terminal = Terminal::new(global.quiet, global.verbose > 0);
-    let cast = match Cast::choose(&arguments.services) {
+    let cast = match Cast::choose(&arguments.services, Installed::find()) {
         Ok(cast) => cast,
         Err(failure) => return failure::report(&failure),
     };

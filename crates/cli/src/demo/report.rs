@@ -35,15 +35,8 @@ pub(super) struct Report {
 impl Report {
     /// Of a demo with this cast.
     pub(super) fn new(cast: &Cast) -> Self {
-        let mut services = Vec::new();
-        if cast.sqlite {
-            services.push("sqlite");
-        }
-        if cast.postgresql.is_some() {
-            services.push("postgresql");
-        }
         let (missing, absent) = (cast.missing.clone(), cast.absent.clone());
-        Self { services, missing, absent, ..Self::default() }
+        Self { services: cast.services(), missing, absent, ..Self::default() }
     }
 
     /// Where the repository is.

@@ -1,10 +1,10 @@
 //! A small real shop: the web application that the demo backs up while customers order from it.
 //!
-//! `POST /orders/{number}` writes one order into every store that it has (SQLite, PostgreSQL, the
-//! uploads directory) and answers 201 only when all of them have it; nothing goes on after the
-//! answer. Between the stores there is no common transaction, as in most applications: an order
-//! that is being written is in some places and not yet in others, and a backup that does not wait
-//! for it is torn there. That is what the demo is about.
+//! `POST /orders/{number}` writes one order into every store that it has (SQLite, PostgreSQL,
+//! MariaDB, Redis, the uploads directory) and answers 201 only when all of them have it; nothing
+//! goes on after the answer. Between the stores there is no common transaction, as in most
+//! applications: an order that is being written is in some places and not yet in others, and a
+//! backup that does not wait for it is torn there. That is what the demo is about.
 //!
 //! A process of its own. It ends when told to, or when its standard input ends, so that it never
 //! outlives whoever started it.
@@ -12,13 +12,17 @@
 mod ending;
 mod files;
 mod http;
+mod mariadb;
 mod order;
+mod pool;
 mod postgres;
+mod redis;
 mod sqlite;
 
 pub(super) use ending::told_to_end;
 pub(crate) use files::{PICTURES, picture, picture_path};
 pub(crate) use order::{Body, Order, Random};
+pub(crate) use redis::{COUNTER, NUMBERS, OFFER, ORDER, user_and_socket};
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -27,18 +31,18 @@ use std::path::PathBuf;
 /// Any failure that only a person can do something about.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How to reach a PostgreSQL database.
+/// How to reach a server's database.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct PostgresTarget {
-    /// `postgres://user@host:port/database`, without a password.
+pub(crate) struct Target {
+    /// Its url as in `stillpoint.yaml`, without a password.
     pub(crate) url: String,
     /// The password, if the server asks for one.
     pub(crate) password: Option<String>,
 }
 
-impl fmt::Debug for PostgresTarget {
+impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresTarget").field("url", &self.url).finish_non_exhaustive()
+        f.debug_struct("Target").field("url", &self.url).finish_non_exhaustive()
     }
 }
 
@@ -50,7 +54,11 @@ pub(crate) struct ShopOptions {
     /// The SQLite database, created if it is missing.
     pub(crate) sqlite: Option<PathBuf>,
     /// The PostgreSQL database; its table is created if it is missing.
-    pub(crate) postgres: Option<PostgresTarget>,
+    pub(crate) postgres: Option<Target>,
+    /// The MariaDB database; its tables are created if they are missing.
+    pub(crate) mariadb: Option<Target>,
+    /// The Redis server, of which it uses the first database.
+    pub(crate) redis: Option<Target>,
     /// The uploads directory, created if it is missing.
     pub(crate) uploads: PathBuf,
 }
@@ -84,6 +92,12 @@ pub(crate) fn seed(options: &ShopOptions, orders: u64) -> Result<(), BoxError> {
     }
     if let Some(target) = &options.postgres {
         postgres::seed(target, 1, orders)?;
+    }
+    if let Some(target) = &options.mariadb {
+        mariadb::seed(target, 1, orders)?;
+    }
+    if let Some(target) = &options.redis {
+        redis::seed(target, 1, orders)?;
     }
     Ok(())
 }

@@ -1,28 +1,26 @@
 //! The demo's environment and its processes: built, opened, struck.
 //!
-//! Every process ends with this one: they read standard input and end when it does. PostgreSQL
-//! does not, so the watchdog, which is there before it, ends it if this process is killed, and
-//! removes its directory.
+//! Every process ends with this one: they read standard input and end when it does. The database
+//! servers (see `servers`) do not, so the watchdog is there before them.
 
-use super::compare::{PostgresPlace, Restored};
-use super::shop::{PostgresTarget, ShopOptions};
-use super::{Cast, PASSWORD_VARIABLE, SEEDED, clean, load, shop};
+use super::compare::Restored;
+use super::servers::Servers;
+use super::shop::{ShopOptions, Target};
+use super::{Cast, PASSWORD_VARIABLE, SEEDED, load, shop};
 use crate::failure::Failure;
 use crate::terminal::Terminal;
+use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
-use stillpoint_capture::watchdog::{EndSignal, Guard, Undo, started};
-use stillpoint_model::ids::BackupId;
+use stillpoint_capture::watchdog::Guard;
 use stillpoint_model::progress::Monitor;
-use stillpoint_runtimes::{OnSpawn, ScratchOptions, ScratchPostgres};
 
 /// The environment.
 pub(super) struct Stage {
@@ -36,7 +34,9 @@ pub(super) struct Stage {
     shop_address: Option<SocketAddr>,
     watchdog: Option<Arc<Guard>>,
     options: ShopOptions,
-    postgres: Option<(ScratchPostgres, tempfile::TempDir)>,
+    servers: Option<Servers>,
+    /// Of all servers.
+    password: Option<String>,
 }
 
 /// A child that ends when its standard input does.
@@ -109,6 +109,8 @@ impl Stage {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             sqlite: cast.sqlite.then(|| shop_directory.join("shop.db")),
             postgres: None,
+            mariadb: None,
+            redis: None,
             uploads: make("shop/uploads")?,
         };
         let mut stage = Self {
@@ -121,69 +123,24 @@ impl Stage {
             shop_address: None,
             watchdog: None,
             options,
-            postgres: None,
+            servers: None,
+            password: Servers::password(cast),
         };
-        // It is told of the server as soon as there is one, and may need its password.
-        let password = cast.postgresql.as_ref().map(|_| BackupId::random().to_string());
-        stage.start_watchdog(password.as_deref())?;
-        stage.start_postgres(cast, password, terminal)?;
+        // It is told of each server as soon as there is one, and may need their password.
+        let guard = stage.start_watchdog()?;
+        let servers = Servers::start(cast, stage.password.as_deref(), &guard, terminal)?;
+        servers.fill(&mut stage.options);
+        stage.servers = Some(servers);
         terminal.begin("filling the shop", None);
         shop::seed(&stage.options, SEEDED)
             .map_err(|e| Failure::new("fill the shop").because(e.as_ref()))?;
         Ok(stage)
     }
 
-    fn start_postgres(
-        &mut self,
-        cast: &Cast,
-        password: Option<String>,
-        terminal: &Terminal,
-    ) -> Result<(), Failure> {
-        let Some(installation) = &cast.postgresql else { return Ok(()) };
-        terminal.begin("starting PostgreSQL", None);
-        let fail = |doing: &str| Failure::new(format!("{doing} a scratch PostgreSQL"));
-        // In the system's own temporary directory, which the server's account can reach.
-        let directory = tempfile::Builder::new()
-            .prefix(clean::PREFIX)
-            .permissions(fs::Permissions::from_mode(0o711))
-            .tempdir()
-            .map_err(|e| fail("make room for").because(&e))?;
-        let guard = self.watchdog.clone().ok_or_else(|| fail("watch"))?;
-        let clean = Undo::Run { arguments: clean::arguments(directory.path()) };
-        guard
-            .register(vec![clean.clone()], None)
-            .map_err(|e| fail("tell the watchdog of").because(&e))?;
-        let on_spawn = OnSpawn::new(move |pid| {
-            let pid = i32::try_from(pid).map_err(io::Error::other)?;
-            let (by, started) = (EndSignal::Interrupt, started(pid)?);
-            let end = Undo::EndProcess { by, pid, started };
-            guard.register(vec![end, clean.clone()], None).map_err(io::Error::other)
-        });
-        let options =
-            ScratchOptions { password, on_spawn: Some(on_spawn), ..ScratchOptions::default() };
-        let server =
-            ScratchPostgres::start(installation, directory.path(), &options).map_err(|e| {
-                let failure = fail("start").because(&e);
-                match e.advice() {
-                    Some(advice) => failure.hint(advice),
-                    None => failure,
-                }
-            })?;
-        self.options.postgres = Some(PostgresTarget {
-            url: server.url(),
-            password: Some(server.password().to_owned()),
-        });
-        self.postgres = Some((server, directory));
-        Ok(())
-    }
-
-    fn start_watchdog(&mut self, password: Option<&str>) -> Result<(), Failure> {
+    fn start_watchdog(&mut self) -> Result<Arc<Guard>, Failure> {
         let fail = || Failure::new("start the watchdog");
-        let mut command = self.stillpoint(&["watchdog", "--until-idle"]);
-        if let Some(password) = password {
-            command.env(PASSWORD_VARIABLE, password);
-        }
-        let mut watchdog = command
+        let mut watchdog = self
+            .stillpoint(&["watchdog", "--until-idle"])
             // Not of this group: what ends the demo must not end the watchdog.
             .process_group(0)
             .stdin(Stdio::null())
@@ -197,8 +154,9 @@ impl Stage {
         let socket = PathBuf::from(line.trim().trim_start_matches("ready "));
         let guard =
             Guard::connect(&socket, Duration::from_secs(30)).map_err(|e| fail().because(&e))?;
-        self.watchdog = Some(Arc::new(guard));
-        Ok(())
+        let guard = Arc::new(guard);
+        self.watchdog = Some(Arc::clone(&guard));
+        Ok(guard)
     }
 
     /// This program, with the demo's configuration and data directory.
@@ -210,7 +168,7 @@ impl Stage {
         for variable in ["STILLPOINT_PROJECT", "STILLPOINT_ENVIRONMENT"] {
             command.env_remove(variable);
         }
-        if let Some(PostgresTarget { password: Some(password), .. }) = &self.options.postgres {
+        if let Some(password) = &self.password {
             command.env(PASSWORD_VARIABLE, password);
         }
         command
@@ -248,9 +206,17 @@ impl Stage {
         if let Some(path) = &self.options.sqlite {
             command.arg("--sqlite").arg(path);
         }
-        if let Some(target) = &self.options.postgres {
-            command.arg("--postgres").arg(&target.url);
-            command.env(PASSWORD_VARIABLE, target.password.as_deref().unwrap_or_default());
+        for (argument, target) in [
+            ("--postgres", &self.options.postgres),
+            ("--mariadb", &self.options.mariadb),
+            ("--redis", &self.options.redis),
+        ] {
+            if let Some(target) = target {
+                command.arg(argument).arg(&target.url);
+            }
+        }
+        if let Some(password) = &self.password {
+            command.env(PASSWORD_VARIABLE, password);
         }
         let (shop, address) = Process::start("the shop", &mut command)?;
         (self.shop, self.shop_address) = (Some(shop), Some(address));
@@ -264,16 +230,7 @@ impl Stage {
     }
 
     fn write_config(&self, shop: SocketAddr) -> Result<(), Failure> {
-        let mut services = String::new();
-        if let Some(target) = &self.options.postgres {
-            services = format!(
-                "      db: {{ type: postgresql, url: \"{}\", password_env: {PASSWORD_VARIABLE} }}\n",
-                target.url
-            );
-        }
-        if self.options.sqlite.is_some() {
-            services += "      local: { type: sqlite, path: ./shop/shop.db }\n";
-        }
+        let services = services(&self.options);
         let text = format!(
             "project: shop\n\
              environments:\n  \
@@ -363,13 +320,12 @@ impl Stage {
 
     /// The shop's stores.
     pub(super) fn stores(&self) -> Restored {
-        let postgres = self.postgres.as_ref().zip(self.options.postgres.as_ref());
+        let servers = self.servers.as_ref();
         Restored {
             sqlite: self.options.sqlite.clone(),
-            postgres: postgres.map(|((server, _), target)| PostgresPlace {
-                target: target.clone(),
-                psql: server.psql(),
-            }),
+            postgres: servers.and_then(Servers::postgres_place),
+            mariadb: servers.and_then(Servers::mariadb_place),
+            redis: servers.and_then(Servers::redis_place),
             uploads: self.options.uploads.clone(),
             seeded: SEEDED,
         }
@@ -401,10 +357,7 @@ impl Stage {
         for process in [self.gateway.take(), self.shop.take()].into_iter().flatten() {
             process.end()?;
         }
-        if let Some((server, directory)) = self.postgres.take() {
-            server.stop().map_err(|e| Failure::new("stop PostgreSQL").because(&e))?;
-            directory.close().map_err(|e| Failure::new("remove PostgreSQL's files").because(&e))?;
-        }
+        self.servers.take().map_or(Ok(()), Servers::end)?;
         if let Some(watchdog) = self.watchdog.take().and_then(Arc::into_inner) {
             watchdog.goodbye().map_err(|e| Failure::new("leave the watchdog").because(&e))?;
         }
@@ -415,6 +368,28 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// The services' lines in the configuration.
+fn services(options: &ShopOptions) -> String {
+    let mut lines = String::new();
+    let servers = [
+        ("db", "postgresql", &options.postgres),
+        ("mariadb", "mariadb", &options.mariadb),
+        ("redis", "redis", &options.redis),
+    ];
+    for (name, kind, target) in servers {
+        if let Some(Target { url, .. }) = target {
+            let _ = writeln!(
+                lines,
+                "      {name}: {{ type: {kind}, url: \"{url}\", password_env: {PASSWORD_VARIABLE} }}"
+            );
+        }
+    }
+    if options.sqlite.is_some() {
+        lines += "      local: { type: sqlite, path: ./shop/shop.db }\n";
+    }
+    lines
 }
 
 fn top(keep: Option<&Path>) -> Result<PathBuf, Failure> {

@@ -59,10 +59,10 @@ pub(super) fn check_name(what: &'static str, given: &str) -> Result<(), RuntimeE
     })
 }
 
-/// A program in `PATH` or in one of the directories where Debian has servers.
+/// A program in `PATH`, or where Debian has servers and an ordinary user's `PATH` does not lead.
 pub(super) fn find(name: &str, path: Option<&std::ffi::OsStr>) -> Option<PathBuf> {
     let own: Vec<PathBuf> =
         path.map(|path| std::env::split_paths(path).collect()).unwrap_or_default();
-    let usual = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"].map(PathBuf::from);
+    let usual = ["/usr/local/sbin", "/usr/sbin"].map(PathBuf::from);
     own.into_iter().chain(usual).map(|dir| dir.join(name)).find(|program| program.is_file())
 }

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-/// Drops the table of orders in each database and deletes everything in the uploads directory.
-/// Says what it did, one sentence for each place.
+/// Drops the table of orders in each database, flushes Redis and deletes everything in the uploads
+/// directory. Each is done by the application's own account, but for Redis: what that account may
+/// not do, an administrator's slip can. Says what it did, one sentence for each place.
 pub(crate) fn destroy(stores: &Restored) -> Result<Vec<String>, BoxError> {
     let mut done = Vec::new();
     if let Some(path) = &stores.sqlite {
@@ -28,6 +29,18 @@ pub(crate) fn destroy(stores: &Restored) -> Result<Vec<String>, BoxError> {
         done.push(format!(
             "dropped table orders with {rows} rows, and its sequence, in the PostgreSQL database"
         ));
+    }
+    if let Some(mariadb) = &stores.mariadb {
+        let sql = "SELECT COUNT(*) FROM orders; DROP TABLE payments, orders";
+        let rows = places::mariadb_client(mariadb, sql)?;
+        let rows = rows.trim();
+        done.push(format!(
+            "dropped table orders with {rows} rows, and their payments, in the MariaDB database"
+        ));
+    }
+    if let Some(redis) = &stores.redis {
+        let keys = places::redis_flush(redis)?;
+        done.push(format!("flushed all {keys} keys of the Redis server"));
     }
     let files = empty(&stores.uploads)?;
     done.push(format!("deleted all {files} files in the uploads directory"));

@@ -1,12 +1,19 @@
 //! Reading what each place holds, through that place's own client, and saying of every order
 //! whether it is what its number stands for. Nothing here goes through the shop.
 
-use super::PostgresPlace;
+mod mariadb;
+mod postgres;
+mod redis;
+
+pub(super) use mariadb::{client as mariadb_client, read as mariadb};
+pub(super) use postgres::{psql, read as postgres};
+pub(super) use redis::{flush as redis_flush, read as redis};
+
 use crate::demo::shop::{BoxError, Order};
 use rusqlite::{Connection, OpenFlags};
-use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -17,7 +24,7 @@ const BUSY: Duration = Duration::from_secs(10);
 /// What one place holds.
 #[derive(Debug, Default)]
 pub(super) struct Place {
-    /// Its name: `sqlite`, `postgresql`, `uploads`.
+    /// Its name: `sqlite`, `postgresql`, `mariadb`, `redis`, `uploads`.
     pub(super) name: &'static str,
     /// Every order found, with what is wrong with it.
     pub(super) orders: BTreeMap<u64, Option<String>>,
@@ -52,6 +59,40 @@ fn differs(found: &Order, right: &Order) -> Option<String> {
     }
 }
 
+/// Runs a server's client, without whatever settings of its own the account has that runs the
+/// demo: they must not reach the demo's server. Writes `input` to it and returns what it prints.
+fn run(name: &str, command: &mut Command, input: String) -> Result<String, BoxError> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("start {name}: {error}"))?;
+    let stdin = child.stdin.take();
+    // Beside the reading: neither side ever waits for the other's buffer.
+    let writer = std::thread::spawn(move || {
+        // A client that ends early says why.
+        stdin.map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()))
+    });
+    let output = child.wait_with_output();
+    let written = writer.join().map_err(|_| format!("write to {name}"))?;
+    let output = output.map_err(|error| format!("run {name}: {error}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{name} ended with {}: {}", output.status, said.trim()).into());
+    }
+    written.map_err(|error| format!("write to {name}: {error}"))?;
+    // A text that was mangled is told with its order, not as an unreadable place.
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A command in an environment of its own.
+fn client(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().envs([("PATH", "/usr/bin:/bin"), ("LC_ALL", "C")]);
+    command
+}
+
 /// Opens the SQLite database read-only and reads all its orders.
 pub(super) fn sqlite(path: &Path) -> Result<Place, BoxError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -76,64 +117,8 @@ pub(super) fn sqlite(path: &Path) -> Result<Place, BoxError> {
     Ok(place)
 }
 
-/// Reads all orders with `psql`, and whether the next one could get an id.
-pub(super) fn postgres(postgres: &PostgresPlace) -> Result<Place, BoxError> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Line {
-        Order(Order),
-        Sequence { next: Option<i64>, highest: i64 },
-    }
-    let mut place = Place::new("postgresql");
-    // As JSON, one object a line: every text comes through unharmed.
-    let rows = psql(
-        postgres,
-        "SELECT json_build_object('number', number, 'customer', customer, 'item', item, \
-         'amount', amount) FROM orders; \
-         SELECT json_build_object( \
-         'next', (SELECT last_value + is_called::int FROM orders_id_seq), \
-         'highest', (SELECT coalesce(max(id), 0) FROM orders))",
-    )?;
-    for row in rows.lines() {
-        match serde_json::from_str(row)? {
-            Line::Order(order) => place.add(&order),
-            Line::Sequence { next, highest } => {
-                if next.is_none_or(|next| next <= highest) {
-                    place.oddities.push(format!(
-                        "the next order in postgresql would get the id {}, but ids up to {highest} \
-                         are taken: its sequence was not restored",
-                        next.unwrap_or(0)
-                    ));
-                }
-            }
-        }
-    }
-    Ok(place)
-}
-
-/// Runs SQL with `psql` in one transaction and returns what it prints.
-pub(super) fn psql(postgres: &PostgresPlace, sql: &str) -> Result<String, BoxError> {
-    let mut command = Command::new(&postgres.psql);
-    command
-        .args(["--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--quiet"])
-        .args(["--set", "ON_ERROR_STOP=1", "--dbname", &postgres.target.url, "--command", sql])
-        // Settings of whoever runs the demo must not reach the demo's own server.
-        .env_clear()
-        .envs([("PATH", "/usr/bin:/bin"), ("LC_ALL", "C"), ("PGCLIENTENCODING", "UTF8")])
-        .stdin(Stdio::null());
-    if let Some(password) = &postgres.target.password {
-        command.env("PGPASSWORD", password);
-    }
-    let output =
-        command.output().map_err(|error| format!("start {}: {error}", postgres.psql.display()))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("psql ended with {}: {}", output.status, said.trim()).into());
-    }
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-/// Reads every file of the uploads directory, without what is Stillpoint's own (`.stillpoint-*`). Returns the files that are no confirmations too, by their path.
+/// Reads every file of the uploads directory, without what is Stillpoint's own
+/// (`.stillpoint-*`). Returns the files that are no confirmations too, by their path.
 pub(super) fn uploads(root: &Path) -> Result<(Place, BTreeMap<PathBuf, Vec<u8>>), BoxError> {
     let mut place = Place::new("uploads");
     let mut others = BTreeMap::new();

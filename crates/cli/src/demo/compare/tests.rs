@@ -1,6 +1,8 @@
-//! Every kind of problem is found: with real SQLite files, directories and a scratch PostgreSQL.
+//! Every kind of problem is found: with real SQLite files, directories and scratch servers.
 
 #![allow(clippy::disallowed_methods, reason = "a test's files need not survive a power cut")]
+
+mod servers;
 
 use super::*;
 use crate::demo::ledger::Outcome;
@@ -22,16 +24,25 @@ struct Scene {
     ledger: Ledger,
 }
 
+/// Its servers.
+#[derive(Default)]
+struct Places {
+    postgres: Option<ServerPlace>,
+    mariadb: Option<ServerPlace>,
+    redis: Option<RedisPlace>,
+}
+
 impl Scene {
     fn new() -> Self {
-        Self::with(|_| None)
+        Self::with(Places::default())
     }
 
-    fn with(postgres: impl FnOnce(&std::path::Path) -> Option<PostgresPlace>) -> Self {
+    fn with(Places { postgres, mariadb, redis }: Places) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let postgres = postgres(directory.path());
         let options = ShopOptions {
             postgres: postgres.as_ref().map(|place| place.target.clone()),
+            mariadb: mariadb.as_ref().map(|place| place.target.clone()),
+            redis: redis.as_ref().map(|place| place.server.target.clone()),
             ..options_in(directory.path())
         };
         shop::seed(&options, SEEDED).unwrap();
@@ -61,6 +72,8 @@ impl Scene {
             restored: Restored {
                 sqlite: options.sqlite,
                 postgres,
+                mariadb,
+                redis,
                 uploads: options.uploads,
                 seeded: SEEDED,
             },
@@ -242,8 +255,8 @@ fn what_destroy_says_it_did_is_what_is_gone() {
 fn postgresql_is_compared_and_destroyed_through_its_own_client() {
     let directory = tempfile::tempdir().unwrap();
     let server = scratch_postgres(directory.path());
-    let place = PostgresPlace { target: target_of(&server), psql: server.psql() };
-    let scene = Scene::with(|_| Some(place.clone()));
+    let place = ServerPlace { target: target_of(&server), client: server.psql() };
+    let scene = Scene::with(Places { postgres: Some(place.clone()), ..Places::default() });
     let comparison = scene.compare();
     assert_eq!(comparison.problems, Vec::<String>::new());
     assert_eq!(

@@ -267,6 +267,8 @@ fn what_a_load_was_told_is_what_the_comparison_finds() {
     let restored = Restored {
         sqlite: shop_options.sqlite,
         postgres: None,
+        mariadb: None,
+        redis: None,
         uploads: shop_options.uploads,
         seeded: 10,
     };

@@ -1,6 +1,9 @@
 //! The shop's HTTP side: routes, and what each does with the stores.
 
+use super::mariadb::Mariadb;
+use super::pool::Pool;
 use super::postgres::Postgres;
+use super::redis::Redis;
 use super::sqlite::Sqlite;
 use super::{Body, BoxError, Order, Random, ShopOptions, Written, files};
 use bytes::Bytes;
@@ -27,7 +30,8 @@ const LAST_ORDERS: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(super) struct Stores {
     sqlite: Option<Sqlite>,
-    postgres: Option<Postgres>,
+    /// The servers' databases, in the order in which answers name them.
+    databases: Vec<Pool>,
     uploads: PathBuf,
 }
 
@@ -35,30 +39,37 @@ impl Stores {
     /// Opens them all, and creates what is missing. Blocks; not to be called from async code.
     pub(super) fn open(options: &ShopOptions) -> Result<Self, BoxError> {
         std::fs::create_dir_all(&options.uploads)?;
+        let mut databases = Vec::new();
+        if let Some(target) = &options.postgres {
+            databases.push(Pool::open(&Postgres(target.clone()))?);
+        }
+        if let Some(target) = &options.mariadb {
+            databases.push(Pool::open(&Mariadb(target.clone()))?);
+        }
+        if let Some(target) = &options.redis {
+            databases.push(Pool::open(&Redis(target.clone()))?);
+        }
         Ok(Self {
             sqlite: options.sqlite.as_deref().map(Sqlite::open).transpose()?,
-            postgres: options.postgres.as_ref().map(Postgres::open).transpose()?,
+            databases,
             uploads: options.uploads.clone(),
         })
     }
 
-    /// Writes the order into both databases at once, then its file.
+    /// Writes the order into all databases at once, then its file.
     async fn insert(&self, order: Order) -> Result<Written, BoxError> {
-        let sqlite = async {
-            match &self.sqlite {
-                Some(sqlite) => sqlite.insert(order.clone()).await,
-                None => Ok(Written::New),
-            }
-        };
-        let postgres = async {
-            match &self.postgres {
-                Some(postgres) => postgres.insert(order.clone()).await,
-                None => Ok(Written::New),
-            }
-        };
-        // Both are waited for even if one fails: nothing may go on after the answer.
-        let (sqlite, postgres) = tokio::join!(sqlite, postgres);
-        if sqlite? == Written::Taken || postgres? == Written::Taken {
+        let begun: Vec<_> =
+            self.databases.iter().map(|database| database.insert(order.clone())).collect();
+        let mut outcomes = Vec::new();
+        if let Some(sqlite) = &self.sqlite {
+            outcomes.push(sqlite.insert(order.clone()).await);
+        }
+        // All are waited for even if one fails: nothing may go on after the answer.
+        for insert in begun {
+            outcomes.push(insert.await);
+        }
+        let outcomes = outcomes.into_iter().collect::<Result<Vec<_>, _>>()?;
+        if outcomes.contains(&Written::Taken) {
             return Ok(Written::Taken);
         }
         let uploads = self.uploads.clone();
@@ -77,11 +88,11 @@ impl Stores {
             places.push("sqlite");
             found = Some(order);
         }
-        if let Some(postgres) = &self.postgres
-            && let Some(order) = postgres.find(number).await?
-        {
-            places.push("postgresql");
-            found = Some(order);
+        for database in &self.databases {
+            if let Some(order) = database.find(number).await? {
+                places.push(database.name());
+                found = Some(order);
+            }
         }
         if files::exists(&self.uploads, &Order::numbered(number)) {
             places.push("uploads");
@@ -94,8 +105,8 @@ impl Stores {
         if let Some(sqlite) = self.sqlite.clone() {
             highest = tokio::task::spawn_blocking(move || sqlite.highest()).await??;
         }
-        if let Some(postgres) = &self.postgres {
-            highest = highest.max(postgres.highest().await?);
+        for database in &self.databases {
+            highest = highest.max(database.highest().await?);
         }
         Ok(highest)
     }

@@ -1,24 +1,11 @@
-//! The shop's PostgreSQL database: a few pooled connections, each with a thread of its own.
-//!
-//! A restore ends every session and puts another database in this one's place, so a connection
-//! that was ended is opened again and the order is tried once more. That is safe to repeat even
-//! when nobody knows whether the first attempt was committed: the number is unique, and an insert
-//! of a number that is there already does nothing.
+//! The shop's `PostgreSQL` database: one table, whose unique number makes an insert safe to repeat.
 
-use super::{BoxError, Order, PostgresTarget, Written};
-use crossbeam_channel::{Receiver, Sender};
+use super::pool::Database;
+use super::{Body, BoxError, Order, Target, Written};
 use postgres::error::SqlState;
 use postgres::{Client, NoTls, Statement};
 use std::error::Error;
-use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
-
-/// How many connections the pool has.
-const CONNECTIONS: usize = 4;
-/// How long an order waits for a database that refuses or ends connections.
-const RECONNECT: Duration = Duration::from_secs(10);
-/// How often it is tried meanwhile.
-const RETRY: Duration = Duration::from_millis(25);
+use std::time::Duration;
 
 /// The serial id has a sequence behind it: sequences are not part of a PostgreSQL snapshot, so a
 /// backup has to take care of them on their own.
@@ -36,151 +23,78 @@ const SCHEMA: &str = "
 const INSERT: &str = "INSERT INTO orders (number, customer, item, amount)
     VALUES ($1, $2, $3, $4) ON CONFLICT (number) DO NOTHING";
 
-type Job = Box<dyn FnOnce(&mut Session) + Send>;
-
 /// The database, as the shop uses it.
 #[derive(Clone)]
-pub(crate) struct Postgres {
-    jobs: Sender<Job>,
-}
+pub(super) struct Postgres(pub(super) Target);
 
-impl Postgres {
-    /// Creates what is missing and starts the pool, whose threads end when the last clone is
-    /// dropped. Blocks; not to be called from async code.
-    pub(crate) fn open(target: &PostgresTarget) -> Result<Self, BoxError> {
-        connect(target)?.batch_execute(SCHEMA)?;
-        let (jobs, waiting) = crossbeam_channel::unbounded::<Job>();
-        for _ in 0..CONNECTIONS {
-            let mut session = Session { target: target.clone(), open: None };
-            let waiting: Receiver<Job> = waiting.clone();
-            std::thread::Builder::new().name("postgresql".to_owned()).spawn(move || {
-                for job in waiting {
-                    job(&mut session);
-                }
-            })?;
-        }
-        Ok(Self { jobs })
+impl Database for Postgres {
+    const NAME: &'static str = "postgresql";
+    type Connection = (Client, Statement);
+    type Error = postgres::Error;
+
+    fn create(&self) -> Result<(), Self::Error> {
+        connect(&self.0)?.batch_execute(SCHEMA)
     }
 
-    /// Writes one order; returns once it is committed.
-    pub(crate) async fn insert(&self, order: Order) -> Result<Written, BoxError> {
-        self.run(move |session| session.insert(&order)).await
+    fn connect(&self) -> Result<Self::Connection, Self::Error> {
+        let mut client = connect(&self.0)?;
+        let insert = client.prepare(INSERT)?;
+        Ok((client, insert))
     }
 
-    /// Reads one order.
-    pub(crate) async fn find(&self, number: u64) -> Result<Option<Order>, BoxError> {
-        self.run(move |session| session.find(number)).await
+    fn insert(
+        (client, insert): &mut Self::Connection,
+        order: &Order,
+    ) -> Result<Written, Self::Error> {
+        let number = order.number.cast_signed();
+        let Body { customer, item, amount } = &order.body;
+        let rows = client.execute(&*insert, &[&number, customer, item, amount])?;
+        Ok(if rows == 0 { Written::Taken } else { Written::New })
     }
 
-    /// The highest order number there is.
-    pub(crate) async fn highest(&self) -> Result<u64, BoxError> {
-        self.run(Session::highest).await
+    fn find((client, _): &mut Self::Connection, number: u64) -> Result<Option<Order>, Self::Error> {
+        let row = client.query_opt(
+            "SELECT customer, item, amount FROM orders WHERE number = $1",
+            &[&number.cast_signed()],
+        )?;
+        row.map(|row| {
+            let body =
+                Body { customer: row.try_get(0)?, item: row.try_get(1)?, amount: row.try_get(2)? };
+            Ok(Order { number, body })
+        })
+        .transpose()
     }
 
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Session) -> Result<T, postgres::Error> + Send + 'static,
-    ) -> Result<T, BoxError> {
-        let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move |session| {
-            // Whoever asked may have gone; that changes nothing about what was done.
-            let _ = answer.send(work(session));
-        });
-        self.jobs.send(job).map_err(|_| "the pool of connections to postgresql has ended")?;
-        answered.await?.map_err(|error| explain(&error).into())
+    fn highest((client, _): &mut Self::Connection) -> Result<u64, Self::Error> {
+        let row = client.query_one("SELECT coalesce(max(number), 0) FROM orders", &[])?;
+        Ok(row.try_get::<_, i64>(0)?.cast_unsigned())
+    }
+
+    fn passes(error: &Self::Error) -> bool {
+        connection_is_gone(error)
+    }
+
+    fn explain(error: &Self::Error) -> String {
+        explain(error)
     }
 }
 
 /// Writes the orders from `first` to `last` in one transaction. Blocks.
-pub(crate) fn seed(target: &PostgresTarget, first: u64, last: u64) -> Result<(), BoxError> {
+pub(super) fn seed(target: &Target, first: u64, last: u64) -> Result<(), BoxError> {
     let mut client = connect(target)?;
     client.batch_execute(SCHEMA)?;
     let mut transaction = client.transaction()?;
     let insert = transaction.prepare(INSERT)?;
     for order in (first..=last).map(Order::numbered) {
         let number = order.number.cast_signed();
-        let super::Body { customer, item, amount } = &order.body;
+        let Body { customer, item, amount } = &order.body;
         transaction.execute(&insert, &[&number, customer, item, amount])?;
     }
     transaction.commit()?;
     Ok(())
 }
 
-/// One pooled connection; opened when it is first needed, and again after it was ended.
-struct Session {
-    target: PostgresTarget,
-    open: Option<(Client, Statement)>,
-}
-
-impl Session {
-    fn insert(&mut self, order: &Order) -> Result<Written, postgres::Error> {
-        let number = order.number.cast_signed();
-        let super::Body { customer, item, amount } = &order.body;
-        let mut attempts = 0_u32;
-        let rows = self.retried(|client, insert| {
-            attempts += 1;
-            client.execute(insert, &[&number, customer, item, amount])
-        })?;
-        // Found there at the second attempt: the first one was committed, its answer was lost.
-        Ok(if rows == 0 && attempts == 1 { Written::Taken } else { Written::New })
-    }
-
-    fn find(&mut self, number: u64) -> Result<Option<Order>, postgres::Error> {
-        let row = self.retried(|client, _| {
-            client.query_opt(
-                "SELECT customer, item, amount FROM orders WHERE number = $1",
-                &[&number.cast_signed()],
-            )
-        })?;
-        row.map(|row| {
-            let body = super::Body {
-                customer: row.try_get(0)?,
-                item: row.try_get(1)?,
-                amount: row.try_get(2)?,
-            };
-            Ok(Order { number, body })
-        })
-        .transpose()
-    }
-
-    fn highest(&mut self) -> Result<u64, postgres::Error> {
-        let row = self.retried(|client, _| {
-            client.query_one("SELECT coalesce(max(number), 0) FROM orders", &[])
-        })?;
-        Ok(row.try_get::<_, i64>(0)?.cast_unsigned())
-    }
-
-    fn retried<T>(
-        &mut self,
-        mut work: impl FnMut(&mut Client, &Statement) -> Result<T, postgres::Error>,
-    ) -> Result<T, postgres::Error> {
-        let until = Instant::now() + RECONNECT;
-        loop {
-            let outcome = self.opened().and_then(|(client, insert)| work(client, insert));
-            match outcome {
-                Err(error) if connection_is_gone(&error) => {
-                    self.open = None;
-                    if Instant::now() >= until {
-                        return Err(error);
-                    }
-                    std::thread::sleep(RETRY);
-                }
-                outcome => return outcome,
-            }
-        }
-    }
-
-    fn opened(&mut self) -> Result<&mut (Client, Statement), postgres::Error> {
-        if self.open.is_none() {
-            let mut client = connect(&self.target)?;
-            let insert = client.prepare(INSERT)?;
-            self.open = Some((client, insert));
-        }
-        Ok(self.open.as_mut().expect("opened above"))
-    }
-}
-
-fn connect(target: &PostgresTarget) -> Result<Client, postgres::Error> {
+fn connect(target: &Target) -> Result<Client, postgres::Error> {
     let mut config: postgres::Config = target.url.parse()?;
     if let Some(password) = &target.password {
         config.password(password);

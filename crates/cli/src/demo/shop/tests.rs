@@ -1,13 +1,18 @@
-//! The shop with its real stores: SQLite files, a scratch PostgreSQL, directories.
+//! The shop with its real stores: SQLite files, scratch servers, directories.
+
+mod servers;
 
 use super::http::{Stores, serve};
 use super::*;
+use ::mysql::prelude::Queryable;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::handshake;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use servers::mariadb_root;
+pub(crate) use servers::{mariadb_target, redis_target, scratch_mariadb, scratch_redis};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -74,12 +79,14 @@ fn ask(address: SocketAddr, method: Method, path: &str, body: &str) -> (u16, Val
     })
 }
 
-/// A shop without PostgreSQL in this directory.
+/// A shop without a server in this directory.
 pub(crate) fn options_in(directory: &Path) -> ShopOptions {
     ShopOptions {
         listen: ([127, 0, 0, 1], 0).into(),
         sqlite: Some(directory.join("shop.db")),
         postgres: None,
+        mariadb: None,
+        redis: None,
         uploads: directory.join("uploads"),
     }
 }
@@ -90,8 +97,8 @@ pub(crate) fn scratch_postgres(directory: &Path) -> ScratchPostgres {
         .unwrap()
 }
 
-pub(crate) fn target_of(server: &ScratchPostgres) -> PostgresTarget {
-    PostgresTarget { url: server.url(), password: Some(server.password().to_owned()) }
+pub(crate) fn target_of(server: &ScratchPostgres) -> Target {
+    Target { url: server.url(), password: Some(server.password().to_owned()) }
 }
 
 fn superuser(server: &ScratchPostgres, database: &str) -> ::postgres::Client {
@@ -102,19 +109,34 @@ fn superuser(server: &ScratchPostgres, database: &str) -> ::postgres::Client {
 #[test]
 fn an_order_is_in_every_place_when_it_is_acknowledged() {
     let directory = tempfile::tempdir().unwrap();
-    let server = scratch_postgres(directory.path());
-    let options =
-        ShopOptions { postgres: Some(target_of(&server)), ..options_in(directory.path()) };
+    let postgres = scratch_postgres(directory.path());
+    let mariadb = scratch_mariadb(directory.path());
+    let redis = scratch_redis(directory.path());
+    let options = ShopOptions {
+        postgres: Some(target_of(&postgres)),
+        mariadb: Some(mariadb_target(&mariadb)),
+        redis: Some(redis_target(&redis)),
+        ..options_in(directory.path())
+    };
     let shop = RunningShop::start(&options);
     assert_eq!(shop.order(7).0, 201);
     let (status, found) = shop.ask(Method::GET, "/orders/7", "");
     assert_eq!(status, 200);
-    assert_eq!(found["places"], serde_json::json!(["sqlite", "postgresql", "uploads"]));
+    assert_eq!(
+        found["places"],
+        serde_json::json!(["sqlite", "postgresql", "mariadb", "redis", "uploads"])
+    );
     let order: Order = serde_json::from_value(found["order"].clone()).unwrap();
     assert_eq!(order, Order::numbered(7));
     let file = std::fs::read_to_string(options.uploads.join("7/order-7.txt")).unwrap();
     assert_eq!(file, Order::numbered(7).confirmation());
     assert_eq!(shop.ask(Method::GET, "/health", "").1["highest"], 7);
+    // And not when one of them is missing.
+    redis.stop().unwrap();
+    mariadb_root(&mariadb).query_drop("DROP TABLE shop.payments").unwrap();
+    let (status, problem) = shop.order(8);
+    assert_eq!(status, 500);
+    assert!(problem["error"].as_str().unwrap().contains("mariadb: Table"), "{problem}");
 }
 
 #[test]
