@@ -87,9 +87,16 @@ impl ScratchMariadb {
         check_name("database", &options.database)?;
         let account = Account::for_servers();
         let data_dir = prepare(dir, &account)?;
+        // A server that starts removes what it takes for its own leftovers in its directory for
+        // temporary tables: in one that servers share, those of another that is running.
+        let temporary = dir.join("tmp");
+        fs::create_dir(&temporary).map_err(|source| io_error("create", &temporary, source))?;
+        account.own(&temporary)?;
+        let temporary = format!("--tmpdir={}", temporary.display());
         let initialised = tool(&installation.install_db, &account, dir)
             .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
             .arg(format!("--datadir={}", data_dir.display()))
+            .arg(&temporary)
             .output()
             .map_err(|source| io_error("run mariadb-install-db in", dir, source))?;
         if !initialised.status.success() {
@@ -108,6 +115,7 @@ impl ScratchMariadb {
         let mut arguments = vec![
             "--no-defaults".to_owned(),
             format!("--datadir={}", data_dir.display()),
+            temporary,
             format!("--socket={}", path.display()),
             format!("--pid-file={}", dir.join("mariadb.pid").display()),
             format!("--init-file={}", first.display()),

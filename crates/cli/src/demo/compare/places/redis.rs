@@ -75,12 +75,11 @@ fn read_orders(
         return Err(format!("redis-cli gave {got} answers to {asked} questions").into());
     }
     for (number, answer) in numbers.iter().zip(answers) {
-        match order(*number, answer) {
-            Some(order) => place.add(&order),
-            None => {
-                let wrong = format!("it is not customer, item and amount, but {answer}");
-                place.orders.insert(*number, Some(wrong));
-            }
+        if let Some(order) = order(*number, answer) {
+            place.add(&order);
+        } else {
+            let wrong = format!("it is not customer, item and amount, but {answer}");
+            place.orders.insert(*number, Some(wrong));
         }
     }
     Ok(())
