@@ -194,8 +194,9 @@ fn a_server_that_cannot_fork_fails_the_mark_and_the_reason_is_said() {
         server.lines(0, "SET a 1");
         let mut ready = prepared(&server.driver(account));
         let pid = server.pid().to_string();
-        let limited = Command::new("prlimit").args(["--pid", &pid, "--nproc=0:0"]).status();
-        assert!(limited.unwrap().success());
+        let mut limit = Command::new("prlimit");
+        redis_server::without_rights(&mut limit);
+        assert!(limit.args(["--pid", &pid, "--nproc=0:0"]).status().unwrap().success());
         let failed = refusal(ready.mark());
         assert!(failed.contains("could not fork"), "{way}: {failed}");
     }

@@ -39,6 +39,16 @@ impl Server {
     }
 
     pub(crate) fn with(settings: &[&str]) -> Self {
+        let server = Self::bare(settings);
+        let rights = [BY_FILE, BY_REPLICATION, RESTORE];
+        for (name, rights) in ["byfile", "byreplication", "restorer"].into_iter().zip(rights) {
+            server.allow(&format!("{name} on >secret {rights}"));
+        }
+        server
+    }
+
+    /// A server without accounts.
+    pub(crate) fn bare(settings: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("rd").tempdir().unwrap();
         std::fs::create_dir(dir.path().join("data")).unwrap();
         if stillpoint_testkit::is_root() {
@@ -47,26 +57,43 @@ impl Server {
             }
         }
         let settings: Vec<String> = settings.iter().map(|word| (*word).to_owned()).collect();
+        if settings.iter().any(|setting| setting == "--sentinel") {
+            let file = dir.path().join("data").join("sentinel.conf");
+            std::fs::write(&file, "").unwrap();
+            let chown = stillpoint_testkit::is_root();
+            chown.then(|| std::os::unix::fs::chown(&file, Some(NOBODY), Some(NOBODY)).unwrap());
+        }
         let child = spawn(dir.path(), &settings);
         let server = Self { child, dir, settings };
         server.wait_ready();
-        let rights = [BY_FILE, BY_REPLICATION, RESTORE];
-        for (name, rights) in ["byfile", "byreplication", "restorer"].into_iter().zip(rights) {
-            server.allow(&format!("{name} on >secret {rights}"));
-        }
         server
     }
 
     fn wait_ready(&self) {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
-            let info = self.try_admin().and_then(|mut admin| {
-                redis::cmd("INFO").arg("persistence").query::<String>(&mut admin)
-            });
-            if info.is_ok_and(|info| info.contains("loading:0")) {
+            let info = self
+                .try_admin()
+                .and_then(|mut admin| redis::cmd("INFO").query::<String>(&mut admin));
+            if info.is_ok_and(|info| !info.contains("\nloading:1")) {
                 return;
             }
             assert!(Instant::now() < end, "the server starts: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until it answers while it loads.
+    pub(crate) fn wait_loading(&self) {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let info = self
+                .try_admin()
+                .and_then(|mut admin| redis::cmd("INFO").query::<String>(&mut admin));
+            if info.is_ok_and(|info| info.contains("\nloading:1")) {
+                return;
+            }
+            assert!(Instant::now() < end, "the server loads: {}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -91,6 +118,11 @@ impl Server {
         let mut settings = self.settings.clone();
         settings.extend(["--aclfile".to_owned(), acl.display().to_string()]);
         self.child = spawn(self.dir.path(), &settings);
+    }
+
+    /// Adds settings for the next start.
+    pub(crate) fn add_settings(&mut self, settings: &[&str]) {
+        self.settings.extend(settings.iter().map(|word| (*word).to_owned()));
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -143,6 +175,13 @@ impl Server {
         }
     }
 
+    /// One command in database `database`.
+    pub(crate) fn line_in<T: FromRedisValue>(&self, database: u32, words: &[&str]) -> T {
+        let mut admin = self.admin();
+        ask::<()>(&mut admin, &["SELECT", &database.to_string()]);
+        ask(&mut admin, words)
+    }
+
     pub(crate) fn info(&self, name: &str) -> String {
         let info: String = self.ask(&["INFO", "everything"]);
         let line = info.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
@@ -191,6 +230,10 @@ pub(crate) fn ask<T: FromRedisValue>(connection: &mut Connection, words: &[&str]
 
 fn spawn(dir: &Path, settings: &[String]) -> Child {
     let mut command = Command::new("redis-server");
+    if settings.iter().any(|setting| setting == "--sentinel") {
+        // It writes down what it sees.
+        command.arg(dir.join("data").join("sentinel.conf"));
+    }
     command
         .args(["--port", "0", "--enable-debug-command", "yes", "--appendfsync", "always"])
         .args(["--hz", "50"])
@@ -203,10 +246,16 @@ fn spawn(dir: &Path, settings: &[String]) -> Child {
         .args(settings)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
+    without_rights(&mut command);
+    command.spawn().unwrap()
+}
+
+/// Root's programs run as an account without rights: limits and closed directories do not bind
+/// root.
+pub(crate) fn without_rights(command: &mut Command) {
     if stillpoint_testkit::is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }
-    command.spawn().unwrap()
 }
 
 /// Every type in its small and its big form, in three databases, with binary names and values.
@@ -270,4 +319,11 @@ pub(crate) fn state(server: &Server) -> Vec<String> {
         state.push(format!("{stream:?}"));
     }
     state
+}
+
+/// A captured file.
+pub(crate) fn bytes(source: &dyn stillpoint_services::Source, path: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut source.open(path).unwrap(), &mut bytes).unwrap();
+    bytes
 }

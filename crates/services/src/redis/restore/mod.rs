@@ -88,6 +88,9 @@ impl Restore for RedisRestore {
         };
         let mut from = self.loaded(source)?;
         copy::compare_functions(&mut from, &functions)?;
+        // Dumps are compressed alike, so that most of them are equal byte for byte.
+        let compressed = plan::setting(&mut live, "rdbcompression")?;
+        from.run::<()>(&["CONFIG", "SET", "rdbcompression", &compressed])?;
         target.refuse_eviction(&Info::all(&mut live)?)?;
         for pair in &target.pairs {
             copy::compare(&mut from, &mut live, *pair, &target)?;
