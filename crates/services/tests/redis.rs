@@ -244,7 +244,7 @@ fn a_file_that_was_replaced_before_it_was_opened_fails_the_capture() {
     server.lines(0, "SET after x");
     server.ask::<()>(&["CLIENT", "PAUSE", "5000", "ALL"]);
     let failed = refusal(ready.capture(&Memory::default()));
-    assert!(failed.contains("another save began before it was opened"), "{failed}");
+    assert!(failed.contains("came before it was opened"), "{failed}");
     assert_eq!(server.info("rdb_saves"), "2", "{}", server.log());
 }
 
@@ -281,4 +281,24 @@ fn a_server_behind_a_port_is_captured_by_either_way() {
     let facts = prepared(&server.driver("byfile").by_replication()).facts();
     assert_eq!(facts["way"], "replication");
     assert_eq!(prepared(&server.driver("byfile")).facts()["way"], "file");
+}
+
+#[test]
+fn a_flushall_that_ends_the_save_fails_the_capture() {
+    for settings in [["--save", "3600 1000000"], ["--save", ""]] {
+        for (account, way) in WAYS {
+            let server = Server::with(&settings);
+            server.lines(0, "MSET a 1 b 2 c 3");
+            // There is an older file too.
+            server.ask::<String>(&["SAVE"]);
+            let mut ready = prepared(&server.driver(account));
+            server.set("rdb-key-save-delay", "60000000");
+            ready.mark().unwrap_or_else(|e| panic!("{}", told(&e)));
+            server.lines(0, "FLUSHALL");
+            server.wait_for("rdb_bgsave_in_progress", "0");
+            let failed = refusal(ready.capture(&Memory::default()));
+            let words = if way == "file" { "FLUSHALL" } else { "receive the server's data" };
+            assert!(failed.contains(words), "{way}: {failed}");
+        }
+    }
 }

@@ -138,13 +138,14 @@ fn a_server_that_is_loading_is_refused() {
     let mut server = Server::start();
     let mut admin = server.admin();
     let mut pipe = redis::pipe();
-    for n in 0..500 {
+    for n in 0..3000 {
         pipe.cmd("SET").arg(n).arg("x".repeat(100)).ignore();
     }
     pipe.exec(&mut admin).unwrap();
+    server.set("rdbcompression", "no");
     server.ask::<String>(&["SAVE"]);
-    // A minute for each key, and it answers in between.
-    server.add_settings(&["--key-load-delay", "60000000"]);
+    // Slow for far longer than the test lasts, and it answers in between.
+    server.add_settings(&["--key-load-delay", "20000"]);
     server.add_settings(&["--loading-process-events-interval-bytes", "1024"]);
     server.crash_and_begin();
     server.wait_loading();
@@ -223,6 +224,13 @@ fn a_damaged_capture_is_refused_and_live_data_is_untouched() {
     memory.replace("dump.rdb", rdb[..rdb.len() - 100].to_vec());
     let said = load(&server);
     assert!(said.contains("ends before its end"), "{said}");
+    assert_eq!(state(&server), before);
+
+    // A capture of fewer keys than there were.
+    memory.replace("dump.rdb", rdb.clone());
+    memory.replace("facts.json", facts.replace("\"keys\": 1518", "\"keys\": 5000").into());
+    let said = load(&server);
+    assert!(said.contains("database 0 has 1518 keys, and had 5000"), "{said}");
     assert_eq!(state(&server), before);
 
     // Were the hash to agree, the server's own checksum still does not.

@@ -185,10 +185,10 @@ fn a_finished_restore_outlives_a_crash_of_a_server_that_keeps_its_data() {
         let mut server = Server::with(&settings);
         fill(&server);
         let expected = state(&server);
-        let memory = capture(&server.driver("byfile"), || server.lines(0, "FLUSHALL\nSET b 1"));
+        let memory = capture(&server.driver("byfile"), || server.lines(0, "FLUSHDB\nSET b 1"));
         restore(&server.driver("restorer"), &memory);
         server.crash_and_start();
-        assert_eq!(state(&server), expected, "{settings:?}");
+        assert_eq!(state(&server), expected, "{settings:?} {}", server.log());
     }
 }
 
@@ -297,7 +297,7 @@ fn a_restore_killed_within_its_load_leaves_nothing_and_is_loaded_again() {
         std::fs::write(dir.path().join(path), bytes(&memory, path)).unwrap();
     }
     let private = tempfile::tempdir().unwrap();
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
     std::fs::set_permissions(private.path(), open).unwrap();
     let aside = steps(&server).plan("t0ken", &memory).unwrap();
     let spare = u32::try_from(aside.0["pairs"][0]["spare"].as_u64().unwrap()).unwrap();

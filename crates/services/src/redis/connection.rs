@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use redis::{
-    Client, Connection, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo,
+    Client, Cmd, Connection, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo,
     RedisConnectionInfo, RedisError,
 };
 
@@ -254,7 +254,7 @@ pub(super) struct Session {
 impl Session {
     /// Sends a command of plain words.
     pub(super) fn ask<T: FromRedisValue>(&mut self, words: &[&str]) -> Result<T, RedisError> {
-        let mut command = redis::Cmd::new();
+        let mut command = Cmd::new();
         for word in words {
             command.arg(*word);
         }
@@ -265,6 +265,38 @@ impl Session {
     pub(super) fn run<T: FromRedisValue>(&mut self, words: &[&str]) -> Result<T, ServiceError> {
         self.ask(words)
             .map_err(|e| ServiceError::new(format!("run {}", words.join(" "))).because(e))
+    }
+}
+
+/// Commands that are run all together, or not at all where the server refuses one beforehand.
+#[derive(Default)]
+pub(super) struct Transaction(Vec<Cmd>);
+
+impl Transaction {
+    pub(super) fn add(&mut self, words: &[&str]) -> &mut Cmd {
+        let mut command = Cmd::new();
+        for word in words {
+            command.arg(*word);
+        }
+        self.0.push(command);
+        let last = self.0.len() - 1;
+        &mut self.0[last]
+    }
+
+    /// Runs them. An error tells of every command that was refused; one that fails within does not
+    /// undo the others.
+    pub(super) fn run(self, session: &mut Session) -> Result<(), RedisError> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("MULTI").ignore();
+        for command in self.0 {
+            pipe.add_command(command).ignore();
+        }
+        pipe.cmd("EXEC");
+        let (replies,): (Vec<redis::Value>,) = pipe.query(&mut session.connection)?;
+        for reply in replies {
+            reply.extract_error()?;
+        }
+        Ok(())
     }
 }
 

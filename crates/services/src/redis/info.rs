@@ -79,6 +79,16 @@ impl Info {
         self.lines().filter_map(of_line).collect()
     }
 
+    /// How often the commands were called that `counts` (needs the section `commandstats`).
+    pub(super) fn calls(&self, counts: impl Fn(&str) -> bool) -> u64 {
+        let of_line = |(name, value): (&str, &str)| {
+            let command = name.strip_prefix("cmdstat_")?;
+            let calls = value.split(',').find_map(|pair| pair.strip_prefix("calls="))?;
+            counts(command).then(|| calls.parse::<u64>().ok()).flatten()
+        };
+        self.lines().filter_map(of_line).sum()
+    }
+
     /// The save or rewrite that runs or is about to, in words.
     pub(super) fn busy_with(&self) -> Option<&'static str> {
         [
@@ -175,12 +185,14 @@ mod tests {
         let info = Info::parse(
             "# Keyspace\r\ndb0:keys=3,expires=1,avg_ttl=0\r\ndb9:keys=1,expires=0,avg_ttl=0\r\n\
              module:name=bf,ver=20600,api=1\r\nmodule:name=search,ver=1\r\n\
+             cmdstat_set:calls=3,usec=9\r\ncmdstat_debug|reload:calls=2,usec=9\r\n\
              # Persistence\r\nloading:0\r\naof_rewrite_in_progress:1\r\nredis_version:7.0.15\r\n",
         );
         assert_eq!(info.keyspace(), BTreeMap::from([(0, (3, 1)), (9, (1, 0))]));
         assert_eq!(info.busy_with(), Some("a rewrite of the append-only file"));
         assert_eq!((info.version(), info.server()), ("7.0.15", "redis"));
         assert_eq!(info.modules(), ["bf", "search"]);
+        assert_eq!(info.calls(|name| name.starts_with("debug")), 2);
         assert!(info.number("rdb_saves").is_err());
         assert!(info.refuse_unfit().is_err(), "no role is said");
     }

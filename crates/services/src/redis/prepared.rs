@@ -13,7 +13,7 @@ use super::facts::{Counted, FACTS, Facts, RDB};
 use super::info::{Info, wait_idle};
 use super::rdb::{Head, Passing};
 use super::replication::{COULD_NOT_FORK, Link, Position, Stream};
-use super::save::{Save, refuse_failed};
+use super::save::{Save, Saves, refuse_failed};
 use super::{Patience, Redis, Way, rights};
 use crate::{Captured, Prepared, ServiceError, Sink};
 
@@ -49,8 +49,13 @@ enum Coming {
 
 impl PreparedRedis {
     pub(super) fn new(driver: &Redis) -> Result<Self, ServiceError> {
-        rights::for_backup(driver)?.refuse("back up")?;
         let mut control = driver.login.connect(QUICK)?;
+        // A server of another kind lacks commands rather than rights: that comes first. Where even
+        // this may not be read, the missing rights say so.
+        if let Ok(info) = Info::all(&mut control) {
+            info.refuse_unfit()?;
+        }
+        rights::for_backup(driver)?.refuse("back up")?;
         let info = Info::all(&mut control)?;
         info.refuse_unfit()?;
         let way = rights::way(driver, &info)?;
@@ -91,19 +96,12 @@ impl PreparedRedis {
 
     fn count(&mut self) -> Result<String, ServiceError> {
         let info = Info::read(&mut self.control, &["server", "commandstats"])?;
-        let mut calls = 0_u64;
-        for (name, value) in info.lines() {
-            let Some(command) = name.strip_prefix("cmdstat_") else { continue };
-            if self.writing.contains(command) {
-                let of_command = value.split(',').find_map(|pair| pair.strip_prefix("calls="));
-                calls += of_command.and_then(|calls| calls.parse::<u64>().ok()).unwrap_or(0);
-            }
-        }
+        let calls = info.calls(|command| self.writing.contains(command));
         Ok(format!("{}:{calls}", info.text("run_id")))
     }
 
-    /// Lets the server fork: the save that makes `saves` of them.
-    fn fork(&mut self, saves: u64) -> Result<(Option<Position>, Coming), ServiceError> {
+    /// Lets the server fork: the last of `saves`.
+    fn fork(&mut self, saves: Saves) -> Result<(Option<Position>, Coming), ServiceError> {
         let Way::File(files) = &self.way else {
             let spool = tempfile::tempfile()
                 .map_err(|e| ServiceError::new("create a private file").because(e))?;
@@ -184,7 +182,7 @@ impl Prepared for PreparedRedis {
         before.refuse_failing_saves()?;
         let since = self.clock()?;
         let counted = self.count()?;
-        let saves = before.number("rdb_saves")? + 1;
+        let saves = Saves::of(&Info::read(&mut self.control, &Saves::SECTIONS)?)?.and_one();
         let (asked, coming) = self.fork(saves)?;
         let at = Timestamp::now();
         let counts_exact = self.count()? == counted;
@@ -192,7 +190,7 @@ impl Prepared for PreparedRedis {
         // The fork of another replica, older than this mark, has an older position.
         let least = before.number("master_repl_offset")?;
         let is_older = asked.as_ref().is_some_and(|position| position.offset < least);
-        if after.number("rdb_saves")? != saves || is_older {
+        if after.number("rdb_saves")? != saves.background || is_older {
             return Err(ServiceError::new("fix the instant")
                 .because("another save of the server began at the same moment")
                 .hint("try again"));
@@ -210,7 +208,7 @@ impl Prepared for PreparedRedis {
             ("way".to_owned(), self.way.name().to_owned()),
             ("replication_id".to_owned(), position.id.clone()),
             ("replication_offset".to_owned(), position.offset.to_string()),
-            ("save".to_owned(), saves.to_string()),
+            ("save".to_owned(), saves.background.to_string()),
             ("keys".to_owned(), keys.join(",")),
             ("dataset_bytes".to_owned(), after.text("used_memory_dataset").to_owned()),
         ]);

@@ -86,7 +86,8 @@ impl Lacks {
                 .hint("name the variable that holds the password: password_env"));
         }
         let said = error.to_string();
-        if error.code() == Some("NOPERM") {
+        // EXEC wraps the refusal into one of its own.
+        if error.code() == Some("NOPERM") || said.contains("NOPERM") {
             // The command may be allowed where its keys are not.
             let lacking = if said.contains("access") { "~*" } else { right };
             if !self.rights.contains(&lacking) {

@@ -1,8 +1,11 @@
 //! The server's own file: found, proven to be this server's, and opened when our save has ended.
 //!
-//! Guards against taking another save's file for ours. `rdb_saves` counts every save that was
-//! begun: it must be one more than before our `BGSAVE`, still after the file was opened. The file
-//! stays ours once it is open, since a server never writes into a file that has its final name.
+//! Guards against taking another save's file for ours. `rdb_saves` counts the saves that were begun
+//! in the background: it must be one more than before our `BGSAVE`, still after the file was opened.
+//! `FLUSHALL` ends a save that runs, without calling that a failure, and writes an empty file in the
+//! foreground, which is counted nowhere: so calls of commands that save in the foreground are
+//! compared too. The file stays ours once it is open, since a server never writes into a file that
+//! has its final name.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -63,6 +66,33 @@ impl Files {
     }
 }
 
+/// What tells our save from every other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Saves {
+    /// Begun in the background.
+    pub(super) background: u64,
+    /// Commands that may have saved in the foreground.
+    foreground: u64,
+}
+
+impl Saves {
+    /// The sections of [`Info`] that this needs.
+    pub(super) const SECTIONS: [&'static str; 2] = ["persistence", "commandstats"];
+
+    pub(super) fn of(info: &Info) -> Result<Self, ServiceError> {
+        let saves = |command: &str| {
+            let name = command.split('|').next().unwrap_or(command);
+            matches!(name, "flushall" | "save" | "debug" | "shutdown" | "replicaof" | "slaveof")
+        };
+        Ok(Self { background: info.number("rdb_saves")?, foreground: info.calls(saves) })
+    }
+
+    /// After one more in the background.
+    pub(super) fn and_one(self) -> Self {
+        Self { background: self.background + 1, ..self }
+    }
+}
+
 /// A save that is followed to its end.
 pub(super) struct Save {
     follower: Option<JoinHandle<Result<File, ServiceError>>>,
@@ -70,8 +100,8 @@ pub(super) struct Save {
 }
 
 impl Save {
-    /// Follows the save that made `saves` of them, and opens its file when it has ended.
-    pub(super) fn follow(session: Session, files: Files, saves: u64) -> Self {
+    /// Follows the last of `saves`, and opens its file when it has ended.
+    pub(super) fn follow(session: Session, files: Files, saves: Saves) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let follower = Some(thread::spawn(move || follow(session, &files, saves, &told)));
@@ -99,17 +129,19 @@ impl Drop for Save {
 fn follow(
     mut session: Session,
     files: &Files,
-    saves: u64,
+    saves: Saves,
     stop: &AtomicBool,
 ) -> Result<File, ServiceError> {
     let replaced = || {
         ServiceError::new("take the file of the server's save")
-            .because("another save began before it was opened, and may have replaced it")
+            .because(
+                "another save, or a FLUSHALL, came before it was opened, and may have replaced it",
+            )
             .hint("try again; were this to happen often, capture by replication")
     };
     while !stop.load(Ordering::Relaxed) {
-        let info = Info::read(&mut session, &["persistence"])?;
-        if info.number("rdb_saves")? != saves {
+        let info = Info::read(&mut session, &Saves::SECTIONS)?;
+        if Saves::of(&info)? != saves {
             return Err(replaced());
         }
         if info.number("rdb_bgsave_in_progress")? == 0 {
@@ -117,8 +149,8 @@ fn follow(
             let path = files.path();
             let file = File::open(&path)
                 .map_err(|e| ServiceError::new(format!("open {}", path.display())).because(e))?;
-            let now = Info::read(&mut session, &["persistence"])?;
-            return if now.number("rdb_saves")? == saves { Ok(file) } else { Err(replaced()) };
+            let now = Info::read(&mut session, &Saves::SECTIONS)?;
+            return if Saves::of(&now)? == saves { Ok(file) } else { Err(replaced()) };
         }
         thread::sleep(LOOK);
     }

@@ -98,17 +98,18 @@ impl Auxiliary {
             if self.child.try_wait().map_err(|e| doing().because(e))?.is_some() {
                 return Err(doing().because(self.last_words()));
             }
-            match self.connect() {
-                Ok(mut session) => {
-                    let info = Info::read(&mut session, &["persistence"])?;
-                    if info.text("loading") == "0" {
-                        // Keys that expire go when they are asked for, not at any moment.
-                        session.run::<String>(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"])?;
-                        return Ok(());
-                    }
+            // It may end at any moment of this: then the next round says why.
+            let asked = self.connect().and_then(|mut session| {
+                let info = Info::read(&mut session, &["persistence"])?;
+                Ok((session, info.text("loading") == "0"))
+            });
+            match asked {
+                Ok((mut session, true)) => {
+                    // Keys that expire go when they are asked for, not at any moment.
+                    return session.run(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
                 }
                 Err(error) if Instant::now() >= end => return Err(error),
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
             thread::sleep(LOOK);
         }

@@ -6,9 +6,7 @@
 
 use std::collections::HashMap;
 
-use redis::{Cmd, Pipeline};
-
-use super::super::connection::Session;
+use super::super::connection::{Session, Transaction};
 use super::plan::Target;
 use crate::ServiceError;
 
@@ -40,23 +38,14 @@ pub(super) struct Marker {
     pub(super) functions: Vec<u8>,
 }
 
-fn command(words: &[&str]) -> Cmd {
-    let mut command = Cmd::new();
-    for word in words {
-        command.arg(*word);
-    }
-    command
-}
-
 impl Marker {
     /// The marker of this restore; `None` where it has none.
     pub(super) fn find(live: &mut Session, target: &Target) -> Result<Option<Self>, ServiceError> {
         let doing = || ServiceError::new("read the restore's marker in the server");
-        let mut pipe = redis::pipe();
-        pipe.add_command(command(&["SELECT", &target.marked_database().to_string()])).ignore();
-        pipe.add_command(command(&["HGETALL", &target.marker]));
-        let (mut found,): (HashMap<String, Vec<u8>>,) =
-            pipe.query(&mut live.connection).map_err(|e| doing().because(e))?;
+        let mut found: HashMap<String, Vec<u8>> = live
+            .ask::<()>(&["SELECT", &target.marked_database().to_string()])
+            .and_then(|()| live.ask(&["HGETALL", &target.marker]))
+            .map_err(|e| doing().because(e))?;
         let Some(word) = found.remove("state") else { return Ok(None) };
         let functions = found.remove("functions").unwrap_or_default();
         let word = String::from_utf8_lossy(&word).into_owned();
@@ -69,27 +58,38 @@ impl Marker {
 
     /// Empties the spare databases, and says that they are ours.
     pub(super) fn begin(live: &mut Session, target: &Target) -> Result<(), ServiceError> {
-        let mut pipe = redis::pipe();
-        pipe.atomic();
-        target.add_emptying(&mut pipe);
-        Self { state: State::Loading, functions: Vec::new() }.add_storing(&mut pipe, target);
-        pipe.exec(&mut live.connection)
+        let mut transaction = Transaction::default();
+        target.add_emptying(&mut transaction);
+        let begun = Self { state: State::Loading, functions: Vec::new() };
+        begun.add_storing(&mut transaction, target);
+        transaction
+            .run(live)
             .map_err(|e| ServiceError::new("begin to fill the spare databases").because(e))
     }
 
     pub(super) fn store(&self, live: &mut Session, target: &Target) -> Result<(), ServiceError> {
-        let mut pipe = redis::pipe();
-        pipe.atomic();
-        self.add_storing(&mut pipe, target);
-        pipe.exec(&mut live.connection)
+        let mut transaction = Transaction::default();
+        self.add_storing(&mut transaction, target);
+        transaction
+            .run(live)
             .map_err(|e| ServiceError::new("write the restore's marker").because(e))
     }
 
-    fn add_storing(&self, pipe: &mut Pipeline, target: &Target) {
-        pipe.add_command(command(&["SELECT", &target.marked_database().to_string()])).ignore();
-        let mut store = command(&["HSET", &target.marker, "state", self.state.word(), "functions"]);
+    fn add_storing(&self, transaction: &mut Transaction, target: &Target) {
+        transaction.add(&["SELECT"]).arg(target.marked_database());
+        let state = self.state.word();
+        let store = transaction.add(&["HSET", &target.marker, "state", state, "functions"]);
         store.arg(&self.functions[..]);
-        pipe.add_command(store).ignore();
+    }
+
+    /// Databases change places. The marker is away meanwhile: it never comes into a live one.
+    fn add_swapping(&self, transaction: &mut Transaction, target: &Target) {
+        transaction.add(&["SELECT"]).arg(target.marked_database());
+        transaction.add(&["UNLINK", &target.marker]);
+        for pair in &target.pairs {
+            transaction.add(&["SWAPDB"]).arg(pair.live).arg(pair.spare);
+        }
+        self.add_storing(transaction, target);
     }
 
     /// Live and spare databases, and functions, change places, with the marker, all or nothing.
@@ -100,35 +100,16 @@ impl Marker {
             State::Swapped => State::Loaded,
             State::Loading | State::Loaded => State::Swapped,
         };
-        let mut pipe = redis::pipe();
-        pipe.atomic();
-        let marked = target.marked_database().to_string();
-        // Away before, and back after: it never comes into a live database.
-        pipe.add_command(command(&["SELECT", &marked])).ignore();
-        pipe.add_command(command(&["UNLINK", &target.marker])).ignore();
-        for pair in &target.pairs {
-            let (live, spare) = (pair.live.to_string(), pair.spare.to_string());
-            pipe.add_command(command(&["SWAPDB", &live, &spare])).ignore();
-        }
-        let mut functions = command(&["FUNCTION", "RESTORE"]);
-        functions.arg(&self.functions[..]).arg("FLUSH");
-        pipe.add_command(functions).ignore();
-        let after = Self { state, functions: now_live };
-        after.add_storing(&mut pipe, target);
-        let Err(error) = pipe.exec(&mut live.connection) else { return Ok(()) };
+        let mut transaction = Transaction::default();
+        Self { state, functions: now_live }.add_swapping(&mut transaction, target);
+        transaction.add(&["FUNCTION", "RESTORE"]).arg(&self.functions[..]).arg("FLUSH");
+        let Err(error) = transaction.run(live) else { return Ok(()) };
         // A command that fails within a transaction does not undo the others. Only functions can
-        // fail there; if the databases have moved, they go back.
+        // fail there, and then they are as before: if the databases have moved, they go back.
         if Self::find(live, target)?.is_some_and(|found| found.state == state) {
-            let mut pipe = redis::pipe();
-            pipe.atomic();
-            pipe.add_command(command(&["SELECT", &marked])).ignore();
-            pipe.add_command(command(&["UNLINK", &target.marker])).ignore();
-            for pair in &target.pairs {
-                let (live, spare) = (pair.live.to_string(), pair.spare.to_string());
-                pipe.add_command(command(&["SWAPDB", &live, &spare])).ignore();
-            }
-            self.add_storing(&mut pipe, target);
-            pipe.exec(&mut live.connection).map_err(|e| doing().because(e))?;
+            let mut transaction = Transaction::default();
+            self.add_swapping(&mut transaction, target);
+            transaction.run(live).map_err(|e| doing().because(e))?;
         }
         Err(doing().because(error))
     }

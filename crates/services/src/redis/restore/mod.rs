@@ -19,6 +19,7 @@ use plan::Target;
 
 use super::Redis;
 use super::connection::{PATIENT, Session};
+use super::facts::Facts;
 use super::info::{Info, wait_idle};
 use super::replication::COULD_NOT_FORK;
 use super::save::refuse_failed;
@@ -69,7 +70,7 @@ impl Restore for RedisRestore {
             None => target.refuse_used_spares(&Info::all(&mut live)?)?,
         }
         let mut from = self.loaded(source)?;
-        target.refuse_unplanned(&Info::all(&mut from)?)?;
+        target.refuse_other_capture(&Info::all(&mut from)?, &Facts::read(source)?)?;
         // From here on what is in the spare databases is ours.
         Marker::begin(&mut live, &target)?;
         for pair in &target.pairs {

@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 
-use redis::Pipeline;
 use serde::{Deserialize, Serialize};
 
-use super::super::connection::{QUICK, Session};
+use super::super::connection::{QUICK, Session, Transaction};
 use super::super::facts::{Facts, RDB};
 use super::super::info::Info;
 use super::super::{Redis, rights};
@@ -47,20 +46,18 @@ impl Target {
         self.pairs.first().map_or(0, |pair| pair.spare)
     }
 
-    pub(super) fn add_emptying(&self, pipe: &mut Pipeline) {
+    pub(super) fn add_emptying(&self, transaction: &mut Transaction) {
         for pair in &self.pairs {
-            pipe.cmd("SELECT").arg(pair.spare).ignore();
-            pipe.cmd("FLUSHDB").arg("ASYNC").ignore();
+            transaction.add(&["SELECT"]).arg(pair.spare);
+            transaction.add(&["FLUSHDB", "ASYNC"]);
         }
     }
 
     /// Empties the spare databases. The marker goes with them.
     pub(super) fn empty_spares(&self, live: &mut Session) -> Result<(), ServiceError> {
-        let mut pipe = redis::pipe();
-        pipe.atomic();
-        self.add_emptying(&mut pipe);
-        pipe.exec(&mut live.connection)
-            .map_err(|e| ServiceError::new("empty the spare databases").because(e))
+        let mut transaction = Transaction::default();
+        self.add_emptying(&mut transaction);
+        transaction.run(live).map_err(|e| ServiceError::new("empty the spare databases").because(e))
     }
 
     /// Keys in a spare database that are not ours.
@@ -74,15 +71,30 @@ impl Target {
         }
     }
 
-    /// Captured databases that the plan does not know.
-    pub(super) fn refuse_unplanned(&self, captured: &Info) -> Result<(), ServiceError> {
+    /// A capture that is not what its facts say: databases that the plan does not know, keys more
+    /// or fewer than there were at the instant.
+    pub(super) fn refuse_other_capture(
+        &self,
+        captured: &Info,
+        facts: &Facts,
+    ) -> Result<(), ServiceError> {
+        let refuse = |why: String| Err(ServiceError::new("load the capture").because(why));
+        let found = captured.keyspace();
         let planned = |number: &u32| self.pairs.iter().any(|pair| pair.live == *number);
-        match captured.keyspace().into_keys().find(|number| !planned(number)) {
-            None => Ok(()),
-            Some(number) => Err(ServiceError::new("load the capture").because(format!(
-                "it holds a database {number}, which its list of databases lacks"
-            ))),
+        if let Some(number) = found.keys().find(|number| !planned(number)) {
+            return refuse(format!("its list of databases lacks database {number}"));
         }
+        for (number, counted) in facts.databases.iter().filter(|_| facts.counts_exact) {
+            let keys = found.get(number).map_or(0, |(keys, _)| *keys);
+            // Those that expire may have done so since.
+            if keys > counted.keys || keys < counted.keys.saturating_sub(counted.expires) {
+                return refuse(format!(
+                    "database {number} has {keys} keys, and had {} of which {} expire",
+                    counted.keys, counted.expires
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Databases that the application has begun to use since the plan.
