@@ -56,10 +56,10 @@ impl PreparedRedis {
             info.refuse_unfit()?;
         }
         rights::for_backup(driver)?.refuse("back up")?;
+        wait_idle(&mut control, driver.patience.prepare)?.refuse_failing_saves()?;
         let info = Info::all(&mut control)?;
         info.refuse_unfit()?;
         let way = rights::way(driver, &info)?;
-        wait_idle(&mut control, driver.patience.prepare)?.refuse_failing_saves()?;
         let needed = info.number("used_memory_dataset")?;
         match &way {
             Way::File(files) => refuse_without_room(&files.dir, needed)?,

@@ -135,8 +135,12 @@ impl Restore for RedisRestore {
             Some(_) => return Err(doing().because("it was not swapped in")),
             None => return target.refuse_forgotten(&Info::all(&mut live)?),
         }
+        // A save before, so that a crash does not bring back what was live before the swap; one
+        // after, so that it does not bring back what was aside. Cut off in between, the marker comes
+        // back too, and this is done again.
         self.persist(&mut live)?;
-        target.empty_spares(&mut live)
+        target.empty_spares(&mut live)?;
+        self.persist(&mut live)
     }
 
     fn discard(&mut self, aside: &Aside) -> Result<(), ServiceError> {
@@ -155,9 +159,8 @@ impl Restore for RedisRestore {
 }
 
 impl RedisRestore {
-    /// Where the server keeps its data in saves alone, the swap must be in one before the old data
-    /// goes: a crash would bring back what was before. An append-only file holds both in their
-    /// order.
+    /// Where the server keeps its data in saves alone: saves. An append-only file has every step in
+    /// its order, and lasts as the application's own writes do.
     fn persist(&self, live: &mut Session) -> Result<(), ServiceError> {
         let info = Info::read(live, &["persistence"])?;
         let points = plan::setting(live, "save")?;
