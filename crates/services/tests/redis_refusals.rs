@@ -28,14 +28,18 @@ fn a_wrong_password_or_none_is_told_as_such() {
     let nobody = refusal(server.driver_with("nosuch", "secret").prepare());
     assert!(nobody.contains("check the user in the url"), "{nobody}");
     server.set("requirepass", "hidden");
-    let options = RedisOptions {
-        kind: "redis",
-        url: format!("unix://{}", server.socket().display()),
-        password: None,
-        tool_dirs: Vec::new(),
+    let default = |password: Option<&str>| {
+        let options = RedisOptions {
+            kind: "redis",
+            url: format!("unix://{}", server.socket().display()),
+            password: password.map(str::to_owned),
+            tool_dirs: Vec::new(),
+        };
+        Redis::new(options).unwrap().by_replication().prepare().map(drop)
     };
-    let none = refusal(Redis::new(options).unwrap().prepare());
+    let none = refusal(default(None));
     assert!(none.contains("password_env"), "{none}");
+    default(Some("hidden")).unwrap_or_else(|e| panic!("{}", told(&e)));
 }
 
 #[test]

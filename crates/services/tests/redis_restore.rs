@@ -163,6 +163,38 @@ fn keys_of_others_in_a_spare_database_are_never_touched() {
 }
 
 #[test]
+fn a_server_that_runs_out_of_memory_or_evicts_meanwhile_fails_the_restore() {
+    for (policy, words) in [("noeviction", "OOM"), ("allkeys-random", "it has evicted keys")] {
+        let server = Server::start();
+        fill(&server);
+        let memory = capture(&server.driver("byfile"), || ());
+        let mut steps = steps(&server);
+        let aside = steps.plan("t0ken", &memory).unwrap();
+        let used: u64 = server.info("used_memory").parse().unwrap();
+        server.set("maxmemory-policy", policy);
+        server.set("maxmemory", &(used + 1_000_000).to_string());
+        let outcome = steps.load(&aside, &memory).and_then(|()| steps.verify(&aside, &memory));
+        let said = told(&outcome.unwrap_err());
+        assert!(said.contains(words) || said.contains("loaded to its end"), "{policy}: {said}");
+        server.set("maxmemory", "0");
+        step("swap back", steps.swap_back(&aside));
+        step("discard", steps.discard(&aside));
+    }
+}
+
+#[test]
+fn a_flushall_before_the_swap_is_noticed_and_nothing_is_swapped() {
+    let (server, memory, ..) = captured();
+    let mut steps = steps(&server);
+    let aside = loaded(steps.as_mut(), &memory);
+    server.lines(0, "FLUSHALL\nSET fresh x");
+    let said = told(&steps.swap(&aside).unwrap_err());
+    assert!(said.contains("nothing was loaded to its end"), "{said}");
+    step("discard", steps.discard(&aside));
+    assert!(server.ask::<bool>(&["EXISTS", "fresh"]));
+}
+
+#[test]
 fn functions_that_cannot_be_put_back_leave_everything_as_it_was() {
     let (server, memory, _, changed) = captured();
     let mut steps = steps(&server);

@@ -17,6 +17,7 @@
 //! Redis 7.0 is the oldest: `rdb_saves` proves whose file it is, `PEXPIRETIME` gives the exact time
 //! a key lives until, `FUNCTION DUMP` tells the version of the format.
 
+mod address;
 mod connection;
 mod facts;
 mod info;
@@ -30,7 +31,7 @@ mod save;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use connection::Login;
+use address::Login;
 
 use crate::{Driver, Finding, Prepared, Restore, ServiceError};
 

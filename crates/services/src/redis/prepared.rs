@@ -8,7 +8,8 @@ use std::path::Path;
 use jiff::Timestamp;
 use stillpoint_model::manifest::Marker;
 
-use super::connection::{Login, QUICK, Session};
+use super::address::Login;
+use super::connection::{QUICK, Session};
 use super::facts::{Counted, FACTS, Facts, RDB};
 use super::info::{Info, wait_idle};
 use super::rdb::{Head, Passing};

@@ -14,7 +14,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::connection::{Login, Raw};
+use super::address::Login;
+use super::connection::Raw;
 use crate::ServiceError;
 
 /// The server says at least a newline each second while it saves.

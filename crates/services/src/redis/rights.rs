@@ -24,11 +24,11 @@ const ALWAYS: [Need; 3] = [
 ];
 
 /// To take the file that the server writes.
-pub(super) const BY_FILE: [Need; 2] =
+const BY_FILE: [Need; 2] =
     [("+bgsave", &["BGSAVE", PROBE]), ("+config|get", &["CONFIG", "GET", "dir"])];
 
 /// To be sent the same over the network. A master refuses PSYNC with FAILOVER.
-pub(super) const BY_REPLICATION: [Need; 2] =
+const BY_REPLICATION: [Need; 2] =
     [("+psync", &["PSYNC", "?", "-1", "FAILOVER"]), ("+replconf", &["REPLCONF", "rdb-only", "0"])];
 
 const RESTORE: [Need; 19] = [
@@ -180,10 +180,9 @@ pub(super) fn way(driver: &Redis, info: &Info) -> Result<Way, ServiceError> {
         }
     }
     Lacks::of(driver, &BY_REPLICATION)?.refuse("be sent the server's data").map_err(|error| {
-        let advice = error.advice().unwrap_or_default().to_owned();
-        let what = "back up (by replication: the server's own file is out of reach, or the rights \
-                    +bgsave +config|get to use it are)";
-        ServiceError::over(what, error).hint(advice)
+        let what = "back up by replication (the server's own file, or the rights +bgsave \
+                    +config|get to use it, are out of reach)";
+        ServiceError::over(what, error)
     })?;
     Ok(Way::Replication)
 }

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use super::connection::{Address, Session};
+use super::address::Address;
+use super::connection::Session;
 use super::info::{Info, LOOK};
 use crate::ServiceError;
 

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::super::connection::{Address, Login, PATIENT, Session};
+use super::super::address::{Address, Login};
+use super::super::connection::{PATIENT, Session};
 use super::super::facts::{Facts, RDB};
 use super::super::info::{Info, LOOK};
 use super::super::rdb::Passing;

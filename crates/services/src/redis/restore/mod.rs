@@ -108,7 +108,10 @@ impl Restore for RedisRestore {
         match Marker::find(&mut live, &target)? {
             Some(Marker { state: State::Swapped, .. }) => Ok(()),
             Some(marker @ Marker { state: State::Loaded, .. }) => {
-                target.refuse_grown(&Info::all(&mut live)?)?;
+                let info = Info::all(&mut live)?;
+                target.refuse_grown(&info)?;
+                // The marker might be next.
+                target.refuse_eviction(&info)?;
                 marker.exchange(&mut live, &target)
             }
             Some(_) | None => Err(doing().because("nothing was loaded to its end")),
