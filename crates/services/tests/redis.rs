@@ -232,14 +232,14 @@ fn a_later_save_does_not_replace_the_file_that_was_opened() {
 fn a_file_that_was_replaced_before_it_was_opened_fails_the_capture() {
     let server = Server::start();
     server.lines(0, "MSET a 1 b 2");
-    server.set("rdb-key-save-delay", "200000");
+    server.set("rdb-key-save-delay", "500000");
     let mut ready = prepared(&server.driver("byfile"));
     ready.mark().unwrap_or_else(|e| panic!("{}", told(&e)));
     // Ours ends while nobody can ask for it, and an automatic one follows.
     server.set("save", "1 1");
     server.set("rdb-key-save-delay", "0");
     server.lines(0, "SET after x");
-    server.ask::<()>(&["CLIENT", "PAUSE", "5000", "ALL"]);
+    server.ask::<()>(&["CLIENT", "PAUSE", "6000", "ALL"]);
     let failed = refusal(ready.capture(&Memory::default()));
     assert!(failed.contains("came before it was opened"), "{failed}");
     assert_eq!(server.info("rdb_saves"), "2", "{}", server.log());
@@ -308,4 +308,24 @@ fn the_accounts_of_the_documentation_are_those_of_these_tests() {
         let statement = format!("ACL SETUSER stillpoint on >PASSWORD {rights}");
         assert!(words.join(" ").contains(&statement), "{statement}");
     }
+}
+
+#[test]
+fn replicas_neither_disturb_the_instant_nor_are_left_behind_by_a_restore() {
+    let port = stillpoint_testkit::free_port().to_string();
+    let server = Server::with(&["--save", "", "--port", &port, "--bind", "127.0.0.1"]);
+    let replica = Server::start();
+    replica.ask::<()>(&["REPLICAOF", "127.0.0.1", &port]);
+    replica.wait_for("master_link_status", "up");
+    fill(&server);
+    let expected = state(&server);
+    for (account, way) in WAYS {
+        let memory = capture(&server.driver(account), || server.lines(0, "SET later x\nDEL set"));
+        restore(&server.driver("restorer"), &memory);
+        assert_eq!(state(&server), expected, "{way}");
+        let offset = server.info("master_repl_offset");
+        replica.wait_for("slave_repl_offset", &offset);
+        assert_eq!(state(&replica), expected, "{way}");
+    }
+    assert_eq!(server.info("connected_slaves"), "1", "nothing of ours is left");
 }

@@ -25,6 +25,8 @@ pub(super) struct PreparedRedis {
     way: Way,
     patience: Patience,
     version: String,
+    /// The same as the server may write it into an RDB: Valkey has one that is Redis's, too.
+    versions: Vec<String>,
     server: &'static str,
     /// The commands that write, as the server's statistics name them.
     writing: BTreeSet<String>,
@@ -74,6 +76,7 @@ impl PreparedRedis {
             way,
             patience: driver.patience,
             version: info.version().to_owned(),
+            versions: ["valkey_version", "redis_version"].map(|name| info.text(name).into()).into(),
             server: info.server(),
             writing,
             modules: info.modules(),
@@ -186,8 +189,9 @@ impl Prepared for PreparedRedis {
         let saves = Saves::of(&Info::read(&mut self.control, &Saves::SECTIONS)?)?.and_one();
         let (asked, coming) = self.fork(saves)?;
         let at = Timestamp::now();
-        let counts_exact = self.count()? == counted;
         let after = Info::all(&mut self.control)?;
+        let counts_exact = self.count()? == counted
+            && after.number("evicted_keys")? == before.number("evicted_keys")?;
         // The fork of another replica, older than this mark, has an older position.
         let least = before.number("master_repl_offset")?;
         let is_older = asked.as_ref().is_some_and(|position| position.offset < least);
@@ -277,9 +281,8 @@ impl PreparedRedis {
             Some(made) if made >= since => {}
             made => return refuse(format!("it says it was made at {made:?}, before {since}")),
         }
-        let name = format!("{}-ver", self.server);
-        let version = head.fields.get(&name).or_else(|| head.fields.get("redis-ver"));
-        if version != Some(&self.version) {
+        let version = head.fields.get("valkey-ver").or_else(|| head.fields.get("redis-ver"));
+        if !version.is_some_and(|version| self.versions.contains(version)) {
             return refuse(format!("it says it is of version {version:?}"));
         }
         // What is sent to a replica says where in the server's history it is from.
