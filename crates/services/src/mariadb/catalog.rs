@@ -7,6 +7,7 @@ use mysql::Conn;
 use mysql::prelude::Queryable;
 use serde::{Deserialize, Serialize};
 
+use super::connection::filled;
 use super::objects::Object;
 use crate::{ServiceError, Source};
 
@@ -94,11 +95,11 @@ pub(super) fn defaults(
     database: &str,
 ) -> Result<Option<Defaults>, ServiceError> {
     let found: Option<(String, String)> = session
-        .exec_first(
+        .query_first(filled(
             "SELECT default_character_set_name, default_collation_name FROM \
              information_schema.schemata WHERE schema_name = ?",
-            (database,),
-        )
+            &[database],
+        ))
         .map_err(|e| ServiceError::new(format!("look at the database {database}")).because(e))?;
     Ok(found.map(|(character_set, collation)| Defaults { character_set, collation }))
 }
@@ -109,11 +110,11 @@ pub(super) fn tables(
     database: &str,
 ) -> Result<BTreeMap<String, String>, ServiceError> {
     let rows: Vec<(String, Option<String>)> = session
-        .exec(
+        .query(filled(
             "SELECT table_name, engine FROM information_schema.tables \
              WHERE table_schema = ? AND table_type <> 'VIEW'",
-            (database,),
-        )
+            &[database],
+        ))
         .map_err(|e| ServiceError::new(format!("list the tables of {database}")).because(e))?;
     Ok(rows.into_iter().map(|(name, engine)| (name, engine.unwrap_or_default())).collect())
 }
@@ -128,13 +129,10 @@ pub(super) fn foreign(
     let table = if mariadb { "INNODB_SYS_FOREIGN" } else { "INNODB_FOREIGN" };
     let own = format!("CONCAT({}, '/%')", super::print::FILENAME_PATTERN);
     let keys: Vec<(String, String)> = session
-        .exec(
-            format!(
+        .query(filled(&format!(
                 "SELECT for_name, ref_name FROM information_schema.{table} \
                  WHERE (CAST(for_name AS BINARY) LIKE {own}) <> (CAST(ref_name AS BINARY) LIKE {own})"
-            ),
-            (database, database),
-        )
+            ), &[database, database]))
         .map_err(|e| ServiceError::new(format!("read the foreign keys of {database}")).because(e))?;
     Ok(keys.into_iter().map(|(child, parent)| format!("{child} -> {parent}")).collect())
 }

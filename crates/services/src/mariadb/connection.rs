@@ -126,3 +126,15 @@ pub(super) fn name(text: &str) -> String {
 pub(super) fn name_in(database: &str, text: &str) -> String {
     format!("{}.{}", name(database), name(text))
 }
+
+/// A question with each `?` replaced by one of `values` as a literal: one way to the server and
+/// back, where a prepared statement takes two. Sessions of ours have backslash escapes.
+pub(super) fn filled(question: &str, values: &[&str]) -> String {
+    let mut parts = question.split('?');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for (part, value) in parts.zip(values) {
+        text.push_str(&mysql::Value::from(*value).as_sql(false));
+        text.push_str(part);
+    }
+    text
+}

@@ -5,7 +5,7 @@ use mysql::prelude::Queryable;
 use mysql::{Conn, Row};
 
 use super::catalog::Table;
-use super::connection::{name, name_in};
+use super::connection::{filled, name, name_in};
 use crate::ServiceError;
 
 /// Engines whose tables hold their own rows, so that a dump carries them.
@@ -33,11 +33,11 @@ pub(super) fn count(
         .map_err(|e| doing().because(e))?;
     let shown = shown.and_then(|row| row.get::<String, _>(1)).unwrap_or_default();
     let kind: Option<String> = session
-        .exec_first(
+        .query_first(filled(
             "SELECT table_type FROM information_schema.tables \
              WHERE table_schema = ? AND table_name = ?",
-            (database, table),
-        )
+            &[database, table],
+        ))
         .map_err(|e| doing().because(e))?;
     let kind = kind.unwrap_or_default();
     let mut gaps = Vec::new();
@@ -92,11 +92,11 @@ fn inexact(
 ) -> Result<Vec<(String, String)>, ServiceError> {
     let doing = || ServiceError::new(format!("look at the columns of {database}.{table}"));
     let columns: Vec<String> = session
-        .exec(
+        .query(filled(
             "SELECT column_name FROM information_schema.columns WHERE table_schema = ? \
              AND table_name = ? AND data_type = 'float' AND generation_expression IS NULL",
-            (database, table),
-        )
+            &[database, table],
+        ))
         .map_err(|e| doing().because(e))?;
     let mut gaps = Vec::new();
     for column in columns {

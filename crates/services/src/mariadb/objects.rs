@@ -7,7 +7,7 @@ use mysql::prelude::Queryable;
 use mysql::{Conn, Row, from_value_opt};
 use serde::{Deserialize, Serialize};
 
-use super::connection::{name, name_in, run};
+use super::connection::{filled, name, name_in, run};
 use crate::ServiceError;
 
 /// A view, trigger, routine or event.
@@ -94,7 +94,7 @@ pub(super) fn objects(session: &mut Conn, database: &str) -> Result<Vec<Object>,
     let mut found = Vec::new();
     for (kind, column, list) in LISTS {
         let names: Vec<(String, String)> =
-            session.exec(list, (database,)).map_err(|e| doing(kind).because(e))?;
+            session.query(filled(list, &[database])).map_err(|e| doing(kind).because(e))?;
         for (object, definer) in names {
             let show = format!("SHOW CREATE {kind} {}", name_in(database, &object));
             let row: Option<Row> =

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use mysql::Conn;
 use mysql::prelude::Queryable;
 
+use super::connection::filled;
 use crate::ServiceError;
 
 /// Names as `InnoDB`'s lists have them, as a pattern of `LIKE`; `?` is the name.
@@ -38,11 +39,12 @@ const DEFINITIONS: [&str; 5] = [
      action_order, action_statement, definer) FROM information_schema.triggers \
      WHERE trigger_schema = ?",
     "SELECT CONCAT('the routine ', routine_name), CONCAT_WS('|', routine_type, created, \
-     last_altered, definer, routine_definition) FROM information_schema.routines \
+     last_altered, definer, dtd_identifier, sql_data_access, security_type, is_deterministic, \
+     routine_definition) FROM information_schema.routines \
      WHERE routine_schema = ? ORDER BY routine_type",
     // One that runs once goes by itself.
     "SELECT CONCAT('the event ', event_name), CONCAT_WS('|', created, last_altered, definer, \
-     event_definition) FROM information_schema.events \
+     interval_value, interval_field, starts, ends, status, on_completion, event_definition) FROM information_schema.events \
      WHERE event_schema = ? AND event_type = 'RECURRING'",
 ];
 
@@ -57,13 +59,13 @@ impl Print {
         let mut print = Self::default();
         let table = if mariadb { "INNODB_SYS_TABLES" } else { "INNODB_TABLES" };
         let ids: Vec<(String, u64)> = session
-            .exec(
-                format!(
+            .query(filled(
+                &format!(
                     "SELECT name, table_id FROM information_schema.{table} \
                      WHERE CAST(name AS BINARY) LIKE CONCAT({FILENAME_PATTERN}, '/%')"
                 ),
-                (database,),
-            )
+                &[database],
+            ))
             .map_err(|e| doing().because(e))?;
         let has_ids = !ids.is_empty();
         for (name, id) in ids {
@@ -74,12 +76,12 @@ impl Print {
             }
         }
         let tables: Vec<(String, String, Option<String>, String)> = session
-            .exec(
+            .query(filled(
                 "SELECT table_name, table_type, engine, CONCAT_WS('|', engine, table_collation, \
                  create_options, table_comment, IF(engine = 'InnoDB', create_time, '')) \
                  FROM information_schema.tables WHERE table_schema = ?",
-                (database,),
-            )
+                &[database],
+            ))
             .map_err(|e| doing().because(e))?;
         for (name, kind, engine, words) in tables {
             if kind.ends_with("VIEW") {
@@ -99,7 +101,7 @@ impl Print {
         }
         for question in DEFINITIONS {
             let found: Vec<(String, Option<String>)> =
-                session.exec(question, (database,)).map_err(|e| doing().because(e))?;
+                session.query(filled(question, &[database])).map_err(|e| doing().because(e))?;
             for (name, words) in found {
                 let entry = print.entries.entry(name).or_default();
                 entry.push_str(&words.unwrap_or_default());

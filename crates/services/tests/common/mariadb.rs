@@ -12,7 +12,7 @@ use mysql::{Conn, OptsBuilder};
 use stillpoint_services::mariadb::{Mariadb, MariadbOptions};
 use stillpoint_services::{Driver, Prepared, Sink};
 
-use super::{Memory, told};
+use crate::common::{Memory, told};
 
 /// What a backup needs, as the docs have it.
 pub(crate) const FOR_BACKUP: &str = "GRANT RELOAD, PROCESS ON *.* TO keeper@localhost; \
@@ -89,9 +89,14 @@ impl Server {
         let data = dir.path().join("data");
         let copied = Command::new("cp").arg("-a").arg(template()).arg(&data).status().unwrap();
         assert!(copied.success());
+        // A server that starts removes temporary tables from its directory for them, also another
+        // server's, which then crashes.
+        let temporary = dir.path().join("tmp");
+        std::fs::create_dir(&temporary).unwrap();
         let child = Command::new("/usr/sbin/mariadbd")
             .args(["--no-defaults", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M"])
             .arg(format!("--datadir={}", data.display()))
+            .arg(format!("--tmpdir={}", temporary.display()))
             .arg(format!("--socket={}", dir.path().join("socket").display()))
             .arg(format!("--pid-file={}", dir.path().join("pid").display()))
             .args(stillpoint_testkit::is_root().then_some("--user=root"))
@@ -111,7 +116,8 @@ impl Server {
 
     fn try_as(&self, user: &str, password: Option<&str>) -> Result<Conn, mysql::Error> {
         let options = OptsBuilder::new().socket(self.socket().to_str());
-        Conn::new(options.user(Some(user)).pass(password))
+        let patient = vec!["SET SESSION max_statement_time = 0, autocommit = 1"];
+        Conn::new(options.user(Some(user)).pass(password).init(patient))
     }
 
     /// A session of root's.

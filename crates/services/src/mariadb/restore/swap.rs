@@ -8,7 +8,7 @@ use mysql::Conn;
 use mysql::prelude::Queryable;
 
 use super::super::catalog::{self, Defaults};
-use super::super::connection::{name, name_in, run};
+use super::super::connection::{filled, name, name_in, run};
 use super::super::objects::{self, Object};
 use super::target::{Found, MARKER, Plan, Target, find};
 use crate::ServiceError;
@@ -156,7 +156,7 @@ fn probe(session: &mut Conn, target: &Target) -> Result<(), ServiceError> {
 /// The connections that have a transaction open, the oldest first.
 fn in_the_way(session: &mut Conn, database: &str) -> Option<String> {
     let found: Vec<(u64, String, String, u64, u8)> = session
-        .exec(
+        .query(filled(
             "SELECT p.id, p.user, p.host, p.time, p.command = 'Sleep' \
              FROM information_schema.processlist p LEFT JOIN information_schema.innodb_trx t \
              ON t.trx_mysql_thread_id = p.id \
@@ -164,8 +164,8 @@ fn in_the_way(session: &mut Conn, database: &str) -> Option<String> {
              AND (t.trx_id IS NOT NULL OR (p.command <> 'Sleep' AND p.db = ?)) \
              AND p.command NOT IN ('Daemon', 'Binlog Dump') \
              ORDER BY t.trx_started IS NULL, t.trx_started LIMIT 3",
-            (database,),
-        )
+            &[database],
+        ))
         .ok()?;
     let shown = found.into_iter().map(|(id, user, host, seconds, idle)| {
         let does = if idle == 1 { "idle in a transaction" } else { "at work" };

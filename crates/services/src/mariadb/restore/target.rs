@@ -5,13 +5,12 @@ use mysql::prelude::Queryable;
 use serde::{Deserialize, Serialize};
 
 use super::super::catalog::{self, Database, Defaults};
+use super::super::connection::filled;
 use super::super::objects::Object;
 use crate::{Aside, ServiceError};
 
 /// The table that tells what was done.
 pub(super) const MARKER: &str = "stillpoint_marker";
-/// Seconds that a step waits for another process's, whose last statement may still run.
-const ALONE: u32 = 60;
 
 /// What is written into the journal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,20 +59,23 @@ impl Plan {
 /// `session` lives.
 pub(super) fn alone(session: &mut Conn, plan: &Plan) -> Result<(), ServiceError> {
     let doing = || ServiceError::new("be the only one at work on this restore");
+    // A minute: another process's last statement may still run.
     for (what, keeps) in [("step", true), ("pour", false)] {
         let lock = plan.lock(what);
         let got: Option<Option<i64>> = session
-            .exec_first("SELECT GET_LOCK(?, ?)", (&lock, ALONE))
+            .query_first(filled("SELECT GET_LOCK(?, 60)", &[&lock]))
             .map_err(|e| doing().because(e))?;
         if got.flatten() != Some(1) {
             let holder: Option<Option<u64>> = session
-                .exec_first("SELECT IS_USED_LOCK(?)", (&lock,))
+                .query_first(filled("SELECT IS_USED_LOCK(?)", &[&lock]))
                 .map_err(|e| doing().because(e))?;
             let holder = holder.flatten().unwrap_or_default();
             return Err(doing().because(format!("connection {holder} still is")));
         }
         if !keeps {
-            session.exec_drop("DO RELEASE_LOCK(?)", (&lock,)).map_err(|e| doing().because(e))?;
+            session
+                .query_drop(filled("DO RELEASE_LOCK(?)", &[&lock]))
+                .map_err(|e| doing().because(e))?;
         }
     }
     Ok(())
