@@ -27,8 +27,11 @@ impl PreparedMariadb {
         let mut after = self.unheld()?;
         after.retain(|table, counted| before.get(table) == Some(counted));
         let mut databases = Vec::new();
-        for (database, seen) in self.databases.clone().into_iter().zip(seen) {
-            let tables = self.count_all(&database, &after, &mut captured)?;
+        let histories: Vec<bool> = self.prints.iter().map(|p| self.carries_history(p)).collect();
+        for ((database, seen), history) in
+            self.databases.clone().into_iter().zip(seen).zip(histories)
+        {
+            let tables = self.count_all(&database, history, &after, &mut captured)?;
             if let Some(odd) = seen.tables.iter().find(|name| !tables.contains_key(*name)) {
                 return Err(changed(&database, &format!("the table {odd}")));
             }
@@ -100,9 +103,10 @@ impl PreparedMariadb {
     /// Counts the tables that no snapshot holds still: what is the same before and after the
     /// dump, the dump has as well.
     fn unheld(&mut self) -> Result<Unheld, ServiceError> {
-        let history = self.carries_history();
+        let histories: Vec<bool> = self.prints.iter().map(|p| self.carries_history(p)).collect();
         let mut found = Unheld::new();
-        for (database, print) in self.databases.iter().zip(&self.prints) {
+        let databases = self.databases.iter().zip(&self.prints).zip(histories);
+        for ((database, print), history) in databases {
             for (table, engine) in &print.others {
                 let counted = count(&mut self.reader, database, table, engine, history)
                     .map_err(|e| changed(database, &format!("the table {table}")).because(e))?;
@@ -115,10 +119,10 @@ impl PreparedMariadb {
     fn count_all(
         &mut self,
         database: &str,
+        history: bool,
         still: &Unheld,
         captured: &mut Captured,
     ) -> Result<BTreeMap<String, Table>, ServiceError> {
-        let history = self.carries_history();
         let mut tables = BTreeMap::new();
         for (table, engine) in catalog::tables(&mut self.reader, database)? {
             let counted = count(&mut self.reader, database, &table, &engine, history)

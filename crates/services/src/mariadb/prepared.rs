@@ -86,9 +86,10 @@ impl PreparedMariadb {
         self.databases.iter().map(|name| Print::read(control, name, mariadb)).collect()
     }
 
-    /// Whether the dumps carry the history of system-versioned tables.
-    pub(super) fn carries_history(&self) -> bool {
-        self.server.knows_history() && self.dumper.version.knows_history()
+    /// Whether the dump of a database carries the history of its system-versioned tables.
+    pub(super) fn carries_history(&self, print: &Print) -> bool {
+        let known = self.server.knows_history() && self.dumper.version.knows_history();
+        known && print.versioned && !print.by_transaction
     }
 
     /// Starts a dump of each database, all at once, and waits for them at their gates.
@@ -96,7 +97,7 @@ impl PreparedMariadb {
         self.dumps.clear();
         for (number, (database, print)) in self.databases.iter().zip(&self.prints).enumerate() {
             let dir = self.dir.path().join(number.to_string());
-            let history = !print.versioned.is_empty() && self.carries_history();
+            let history = self.carries_history(print);
             self.dumps.push(Dump::start(
                 &self.dumper,
                 &self.login,
@@ -115,7 +116,7 @@ impl PreparedMariadb {
         let now = self.look()?;
         let before = std::mem::replace(&mut self.prints, now);
         let fits = |(now, before): (&Print, &Print)| {
-            now.views == before.views && now.versioned.is_empty() == before.versioned.is_empty()
+            now.views == before.views && self.carries_history(now) == self.carries_history(before)
         };
         if self.prints.iter().zip(&before).all(fits) { Ok(()) } else { self.park() }
     }

@@ -22,8 +22,10 @@ pub(super) struct Print {
     entries: BTreeMap<String, String>,
     /// Tables with the engine, where it is not `InnoDB`.
     pub(super) others: Vec<(String, String)>,
-    /// Tables that keep their history.
-    pub(super) versioned: Vec<String>,
+    /// Whether there is a history of rows, in system-versioned tables.
+    pub(super) versioned: bool,
+    /// Whether one of them is versioned by transactions: then no history can be dumped.
+    pub(super) by_transaction: bool,
     pub(super) views: Vec<String>,
 }
 
@@ -89,15 +91,21 @@ impl Print {
                 continue;
             }
             let engine = engine.unwrap_or_default();
-            if kind == "SYSTEM VERSIONED" {
-                print.versioned.push(name.clone());
-            }
+            print.versioned |= kind == "SYSTEM VERSIONED";
             if !engine.eq_ignore_ascii_case("InnoDB") {
                 print.others.push((name.clone(), engine));
             } else if !has_ids {
                 return Err(doing().because("the server shows no ids of its tables"));
             }
             print.entries.insert(format!("the definition of {name}"), words);
+        }
+        if print.versioned {
+            let question = "SELECT 1 FROM information_schema.columns WHERE table_schema = ? \
+                AND generation_expression = 'ROW START' AND data_type = 'bigint' LIMIT 1";
+            let found: Option<u8> = session
+                .query_first(filled(question, &[database]))
+                .map_err(|e| doing().because(e))?;
+            print.by_transaction = found.is_some();
         }
         for question in DEFINITIONS {
             let found: Vec<(String, Option<String>)> =

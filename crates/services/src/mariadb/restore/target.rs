@@ -1,11 +1,13 @@
 //! What a restore has put where, and what forbids one.
 
+use std::collections::BTreeSet;
+
 use mysql::Conn;
 use mysql::prelude::Queryable;
 use serde::{Deserialize, Serialize};
 
 use super::super::catalog::{self, Database, Defaults};
-use super::super::connection::filled;
+use super::super::connection::{filled, name, name_in};
 use super::super::objects::Object;
 use crate::{Aside, ServiceError};
 
@@ -104,6 +106,21 @@ pub(super) fn refuse(
             .because(format!("a foreign key leads from one database to another: {key}"))
             .hint("drop it, restore, and make it anew; or load the dump by hand"));
     }
+    let live = catalog::tables(session, database)?;
+    let missing: Vec<String> = sequences(captured)
+        .into_iter()
+        .filter(|sequence| !live.contains_key(sequence))
+        .map(|sequence| format!("CREATE SEQUENCE {}", name_in(database, &sequence)))
+        .collect();
+    if !missing.is_empty() {
+        let make = format!("CREATE DATABASE IF NOT EXISTS {}", name(database));
+        return Err(doing()
+            .because(
+                "columns take their values from sequences, by names in the live database, where \
+                 these must be until the restored ones take their place",
+            )
+            .hint(format!("{make}; {}", missing.join("; "))));
+    }
     let most: Option<u64> = session
         .query_first("SELECT @@GLOBAL.max_allowed_packet")
         .map_err(|e| doing().because(e))?;
@@ -116,4 +133,26 @@ pub(super) fn refuse(
             .hint(format!("SET GLOBAL max_allowed_packet = {room}, for the restore")));
     }
     Ok(())
+}
+
+/// The sequences that columns' defaults name, with the live database's name.
+fn sequences(captured: &Database) -> BTreeSet<String> {
+    let before = format!("val({}.`", name(&captured.name));
+    let mut found = BTreeSet::new();
+    for table in captured.tables.values() {
+        for part in table.definition.split(&before).skip(1) {
+            let mut name = String::new();
+            let mut letters = part.chars().peekable();
+            while let Some(letter) = letters.next() {
+                if letter == '`' && letters.next_if_eq(&'`').is_none() {
+                    break;
+                }
+                name.push(letter);
+            }
+            if captured.tables.contains_key(&name) {
+                found.insert(name);
+            }
+        }
+    }
+    found
 }
