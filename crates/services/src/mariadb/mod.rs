@@ -12,17 +12,26 @@
 //! A restore loads into a database of its own, compares every table's checksum, and swaps by one
 //! `RENAME TABLE`.
 
+mod capture;
 mod catalog;
 mod connection;
+mod count;
 mod dump;
 mod gate;
+mod grants;
+mod lock;
+mod login;
+mod objects;
 mod prepared;
+mod print;
 mod restore;
 mod rights;
+mod scan;
+mod tools;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use connection::Login;
+use login::Login;
 
 use crate::{Driver, Finding, Prepared, Restore, ServiceError};
 
@@ -90,21 +99,6 @@ impl Mariadb {
     pub fn with_table_lock(mut self) -> Self {
         self.table_lock = true;
         self
-    }
-
-    /// The first of `names` in any of the tool directories.
-    fn tool(&self, names: [&str; 2]) -> Result<PathBuf, ServiceError> {
-        let usual = [PathBuf::from("/usr/bin"), PathBuf::from("/usr/local/bin")];
-        let dirs = || self.tool_dirs.iter().chain(&usual);
-        names
-            .iter()
-            .flat_map(|name| dirs().map(move |dir| dir.join(name)))
-            .find(|path: &PathBuf| Path::is_file(path))
-            .ok_or_else(|| {
-                ServiceError::new(format!("find the program {}", names[0]))
-                    .because("it is in none of the directories for programs")
-                    .hint("install the Debian package mariadb-client")
-            })
     }
 }
 
