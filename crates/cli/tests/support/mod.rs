@@ -121,6 +121,8 @@ pub(crate) struct Environment {
     gateway: Option<Server>,
     watchdog: Option<Server>,
     pub config: String,
+    /// What `password_env` names, for `up`.
+    pub passwords: Vec<(String, String)>,
 }
 
 impl Environment {
@@ -171,7 +173,8 @@ impl Environment {
             application.address,
             top.join("store").display()
         );
-        let environment = Self { application, directory, gateway: None, watchdog: None, config };
+        let (gateway, watchdog, passwords) = (None, None, Vec::new());
+        let environment = Self { application, directory, gateway, watchdog, config, passwords };
         environment.configure(&environment.config);
         environment
     }

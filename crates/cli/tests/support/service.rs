@@ -30,6 +30,7 @@ impl Service {
     fn on_port(environment: Environment, port: u16) -> Self {
         let listen = format!("127.0.0.1:{port}");
         let mut command = up(&environment, &["--listen", &listen]);
+        command.envs(environment.passwords.iter().map(|(name, value)| (name, value)));
         let mut up = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
