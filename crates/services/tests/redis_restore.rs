@@ -4,7 +4,7 @@ mod common;
 mod redis_server;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Memory, capture, killed_in_swap, loaded, restore, step, swap_if_told, told};
@@ -331,7 +331,54 @@ impl Source for Files {
     }
 }
 
+#[test]
+#[allow(clippy::disallowed_methods, reason = "a test's files need not survive a crash")]
+fn a_restore_killed_while_it_fetches_the_capture_leaves_nothing_behind() {
+    let (server, memory, _, changed) = captured();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("facts.json"), bytes(&memory, "facts.json")).unwrap();
+    // Half a capture, of which the rest never comes.
+    let fifo = dir.path().join("dump.rdb");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let private = tempfile::tempdir().unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+    std::fs::set_permissions(private.path(), open).unwrap();
+    let aside = steps(&server).plan("t0ken", &memory).unwrap();
+    let mut child = loader(&aside, &server, dir.path(), private.path());
+    let mut half = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    std::io::Write::write_all(&mut half, &bytes(&memory, "dump.rdb")[..5000]).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    let fetched = || {
+        let inner = std::fs::read_dir(private.path()).unwrap().flatten().next();
+        inner.is_some_and(|inner| inner.path().join("dump.rdb").exists())
+    };
+    while !fetched() {
+        assert!(Instant::now() < end && child.try_wait().unwrap().is_none(), "it fetches");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    while std::fs::read_dir(private.path()).unwrap().next().is_some() {
+        assert!(Instant::now() < end, "nothing is left behind");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(state(&server), changed);
+}
+
 const LOADER: &str = "STILLPOINT_TEST_LOAD";
+
+/// Starts this test program again, to load the capture in `files`.
+fn loader(aside: &Aside, server: &Server, files: &Path, temporary: &Path) -> Child {
+    let order = serde_json::to_string(&(aside, server.socket(), files)).unwrap();
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "part_of_a_killed_loader"])
+        .env(LOADER, order)
+        .env("TMPDIR", temporary)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
 
 #[test]
 fn part_of_a_killed_loader() {
@@ -354,15 +401,7 @@ fn a_restore_killed_within_its_load_leaves_nothing_and_is_loaded_again() {
     std::fs::set_permissions(private.path(), open).unwrap();
     let aside = steps(&server).plan("t0ken", &memory).unwrap();
     let spare = u32::try_from(aside.0["pairs"][0]["spare"].as_u64().unwrap()).unwrap();
-    let order = serde_json::to_string(&(&aside, server.socket(), dir.path())).unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "part_of_a_killed_loader"])
-        .env(LOADER, order)
-        .env("TMPDIR", private.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = loader(&aside, &server, dir.path(), private.path());
     // Killed as soon as it has begun to fill the spare database.
     let end = Instant::now() + Duration::from_secs(60);
     while server.line_in::<u64>(spare, &["DBSIZE"]) == 0 {

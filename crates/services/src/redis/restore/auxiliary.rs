@@ -30,8 +30,10 @@ const START: Duration = Duration::from_mins(1);
 /// `nobody`, on every system that matters here.
 const NOBODY: u32 = 65534;
 
-/// The shell's part. Its input ends with this process; a word on it says that the server is gone.
+/// The shell's part. Its input ends with this process. The first word on it says that the directory
+/// is filled, a second one that the server is gone.
 const GUARD: &str = r#"dir=$1; shift; exec 3<&0
+read -r filled <&3 || { rm -rf -- "$dir"; exit 1; }
 (read -r gone <&3 || kill -9 $$; rm -rf -- "$dir") >/dev/null 2>&1 &
 exec "$@" </dev/null 3<&-"#;
 
@@ -49,9 +51,6 @@ impl Auxiliary {
             .prefix("stillpoint-redis-")
             .tempdir()
             .map_err(|e| doing().because(e))?;
-        if let Some(source) = source {
-            fetch(source, &dir.path().join(RDB))?;
-        }
         let log = dir.path().join("log");
         let prepared = File::create(&log).and_then(|log| Ok((log.try_clone()?, log)));
         let (out, errors) = prepared.map_err(|e| doing().because(e))?;
@@ -75,14 +74,26 @@ impl Auxiliary {
             .stdin(Stdio::piped())
             .stdout(out)
             .stderr(errors);
-        if rustix::process::geteuid().is_root() && is_open_to_all(dir.path()) {
+        let is_nobody = rustix::process::geteuid().is_root() && is_open_to_all(dir.path());
+        if is_nobody {
             give(dir.path(), NOBODY).map_err(|e| doing().because(e))?;
             command.gid(NOBODY).uid(NOBODY);
         }
         let child = command.spawn().map_err(|e| doing().because(e))?;
         let mut auxiliary = Self { child, dir };
+        if let Some(source) = source {
+            fetch(source, &auxiliary.dir.path().join(RDB))?;
+            if is_nobody {
+                give(auxiliary.dir.path(), NOBODY).map_err(|e| doing().because(e))?;
+            }
+        }
+        auxiliary.tell("filled\n").map_err(|e| doing().because(e))?;
         auxiliary.wait()?;
         Ok(auxiliary)
+    }
+
+    fn tell(&mut self, word: &str) -> io::Result<()> {
+        self.child.stdin.as_mut().map_or(Ok(()), |input| input.write_all(word.as_bytes()))
     }
 
     pub(super) fn connect(&self) -> Result<Session, ServiceError> {
@@ -137,9 +148,7 @@ impl Drop for Auxiliary {
         let _ = self.child.kill();
         let _ = self.child.wait();
         // The shell must not end what is gone: its number may be another's by now.
-        if let Some(mut input) = self.child.stdin.take() {
-            let _ = input.write_all(b"gone\n");
-        }
+        let _ = self.tell("gone\n");
     }
 }
 
