@@ -8,6 +8,22 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+/// A password, and the variable that `up` finds it in.
+pub(crate) const PASSWORD: &str = "secret";
+pub(crate) const PASSWORD_ENV: &str = "PASSWORD_OF_THE_TEST";
+
+/// How long what is awaited may take. Only a test that fails waits this long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks again and again until it is so.
+pub(crate) fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < until, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A running `up`. It ends, with all its processes, when this is dropped.
 pub(crate) struct Service {
     pub environment: Environment,
@@ -34,7 +50,7 @@ impl Service {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .env("PASSWORD_OF_THE_TEST", "secret")
+            .env(PASSWORD_ENV, PASSWORD)
             .spawn()
             .unwrap();
         let (say, said) = mpsc::channel();
@@ -72,9 +88,8 @@ impl Service {
 
     /// Waits until `up` has said something with these words.
     pub(crate) fn await_words(&self, words: &str) -> String {
-        let until = Duration::from_secs(60);
         loop {
-            let line = self.said.recv_timeout(until).expect(words);
+            let line = self.said.recv_timeout(PATIENCE).expect(words);
             if line.contains(words) {
                 return line;
             }
@@ -128,7 +143,7 @@ impl Service {
         arguments: &[&str],
         done: impl Fn(&serde_json::Value) -> bool,
     ) -> serde_json::Value {
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + PATIENCE;
         loop {
             let mut all = arguments.to_vec();
             all.extend(["--format", "json"]);
