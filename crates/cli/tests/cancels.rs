@@ -18,6 +18,12 @@ fn cancel(service: &Service) {
     assert_eq!(all[0]["state"], "cancelled", "{all:#}");
 }
 
+/// The newest activity's log.
+fn log(service: &Service) -> String {
+    let all = service.json(&["activity:list"]);
+    service.succeed(&["activity:log", all[0]["id"].as_str().unwrap()])
+}
+
 /// Neither a lock nor a snapshot, but for those of the one backup there is.
 fn assert_only_the_first_backup(service: &Service) {
     let environment = &service.environment;
@@ -91,7 +97,7 @@ fn a_backup_is_cancelled_in_the_capture_within_one_large_table() {
         client.query_one(copying, &[]).unwrap().get::<_, i64>(0) > 0
     });
     cancel(&service);
-    let log = service.succeed(&["activity:log"]);
+    let log = log(&service);
     assert!(!log.contains("publish"), "{log}");
     assert_eq!(service.json(&["backups"]), serde_json::json!([]));
     let count = |path: &str| fs::read_dir(service.environment.path(path)).unwrap().count();
@@ -128,7 +134,7 @@ fn a_restore_is_cancelled_in_its_load_within_one_large_file() {
     service.succeed(&["backup:restore", "--yes", "--no-wait", "--no-safety-backup"]);
     service.await_json(&["activity:list"], |all| all[0]["phase"] == "load uploads");
     cancel(&service);
-    let log = service.succeed(&["activity:log"]);
+    let log = log(&service);
     assert!(!log.contains("hold and swap"), "{log}");
     assert_not_restored(&service);
     customers.await_answers(10);

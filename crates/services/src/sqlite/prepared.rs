@@ -156,7 +156,7 @@ impl PreparedSqlite {
 
     /// A copy counts only if nobody could write into what it was made of.
     fn prove_locks(&self) -> Result<(), ServiceError> {
-        if self.locks.stand_in(&Locks::of(&self.path)) {
+        if self.locks.stand(&self.path) {
             return Ok(());
         }
         Err(ServiceError::new(format!("copy {}", self.path.display()))
