@@ -54,7 +54,7 @@ fn leave_the_project(service: &Service, user: &str) {
     let path = service.environment.path("data/server/state.db");
     let database = rusqlite::Connection::open(path).unwrap();
     database.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
-    assert_eq!(database.execute("DELETE FROM member WHERE user = ?1", [user]).unwrap(), 1);
+    assert_eq!(database.execute("DELETE FROM members WHERE user = ?1", [user]).unwrap(), 1);
 }
 
 /// A backup, and an activity that runs until it is let go.

@@ -1,6 +1,7 @@
 //! Why a use case refuses or fails. What the caller may not see is said to be unknown, in the same
 //! words as what is not there.
 
+use sea_orm::sqlx::error::DatabaseError;
 use sea_orm::{DbErr, RuntimeErr};
 
 /// A refusal or failure.
@@ -69,9 +70,10 @@ impl From<DbErr> for ControlError {
         let full = match &error {
             DbErr::Conn(RuntimeErr::SqlxError(e))
             | DbErr::Exec(RuntimeErr::SqlxError(e))
-            | DbErr::Query(RuntimeErr::SqlxError(e)) => {
-                e.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == SQLITE_FULL)
-            }
+            | DbErr::Query(RuntimeErr::SqlxError(e)) => e
+                .as_database_error()
+                .and_then(DatabaseError::code)
+                .is_some_and(|code| code == SQLITE_FULL),
             _ => false,
         };
         if full { Self::Full(error) } else { Self::Storage(error) }

@@ -99,6 +99,11 @@ impl Server {
         Self { child, ready: ready.trim()["ready ".len()..].to_owned() }
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The same, with what it says on a piped standard error.
     pub(crate) fn start_heard(
         command: &mut Command,

@@ -164,14 +164,7 @@ impl Service {
 
     /// An access token for an API token.
     pub(crate) fn log_in(&self, api_token: &str) -> String {
-        let (status, answer) = self.send(
-            "POST",
-            "/oauth2/token",
-            None,
-            &format!("grant_type=api_token&api_token={api_token}"),
-        );
-        assert_eq!(status, 200, "{answer}");
-        answer["access_token"].as_str().unwrap().to_owned()
+        log_in(&self.url, api_token)
     }
 
     /// One request to the API: its status, and the JSON that came.
@@ -182,22 +175,7 @@ impl Service {
         access_token: Option<&str>,
         body: &str,
     ) -> (u16, serde_json::Value) {
-        let agent: ureq::Agent =
-            ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        let mut request = ureq::http::Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.url))
-            .header("Content-Type", "application/x-www-form-urlencoded");
-        if let Some(token) = access_token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
-        let mut response = agent.run(request.body(body.to_owned()).unwrap()).unwrap();
-        let text = response.body_mut().read_to_string().unwrap();
-        if response.status() != 204 {
-            let kind = response.headers()["content-type"].to_str().unwrap();
-            assert_eq!(kind, "application/json", "{path}");
-        }
-        (response.status().as_u16(), serde_json::from_str(&text).unwrap_or_default())
+        send(&self.url, method, path, access_token, body)
     }
 
     /// Begins again after `up` was killed.
@@ -216,6 +194,40 @@ impl Drop for Service {
         drop(self.up.stdin.take());
         self.up.wait().ok();
     }
+}
+
+/// An access token for an API token.
+pub(crate) fn log_in(url: &str, api_token: &str) -> String {
+    let form = format!("grant_type=api_token&api_token={api_token}");
+    let (status, answer) = send(url, "POST", "/oauth2/token", None, &form);
+    assert_eq!(status, 200, "{answer}");
+    answer["access_token"].as_str().unwrap().to_owned()
+}
+
+/// One request to the API at `url`: its status, and the JSON that came.
+pub(crate) fn send(
+    url: &str,
+    method: &str,
+    path: &str,
+    access_token: Option<&str>,
+    body: &str,
+) -> (u16, serde_json::Value) {
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let mut request = ureq::http::Request::builder()
+        .method(method)
+        .uri(format!("{url}{path}"))
+        .header("Content-Type", "application/x-www-form-urlencoded");
+    if let Some(token) = access_token {
+        request = request.header("Authorization", format!("Bearer {token}"));
+    }
+    let mut response = agent.run(request.body(body.to_owned()).unwrap()).unwrap();
+    let text = response.body_mut().read_to_string().unwrap();
+    if response.status() != 204 {
+        let kind = response.headers()["content-type"].to_str().unwrap();
+        assert_eq!(kind, "application/json", "{path}");
+    }
+    (response.status().as_u16(), serde_json::from_str(&text).unwrap_or_default())
 }
 
 /// `up` in this environment, with nothing of the surroundings.
