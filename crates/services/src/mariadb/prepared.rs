@@ -113,6 +113,14 @@ impl PreparedMariadb {
     /// Takes the definitions of this moment as those of the mark. The parked dumps know of them
     /// only which are views, and whether there is history: they are parked anew if that changed.
     fn refresh(&mut self) -> Result<(), ServiceError> {
+        let mut same = true;
+        for (name, print) in self.databases.iter().zip(&self.prints) {
+            let glance = Print::glance(&mut self.control, name, self.server.mariadb)?;
+            same = same && glance.looks_like(print);
+        }
+        if same {
+            return Ok(());
+        }
         let now = self.look()?;
         let before = std::mem::replace(&mut self.prints, now);
         let fits = |(now, before): (&Print, &Print)| {
