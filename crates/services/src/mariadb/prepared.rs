@@ -131,8 +131,10 @@ impl PreparedMariadb {
 
     fn snapshots(&mut self) -> Result<(), ServiceError> {
         self.dumps.iter().for_each(Dump::ask);
-        run(&mut self.reader, "START TRANSACTION WITH CONSISTENT SNAPSHOT")?;
-        self.dumps.iter().try_for_each(Dump::wait_granted)
+        let read = run(&mut self.reader, "START TRANSACTION WITH CONSISTENT SNAPSHOT");
+        // Each is waited for, also after a failure: none may take its snapshot later, unseen.
+        let granted: Vec<_> = self.dumps.iter().map(Dump::wait_granted).collect();
+        read.and(granted.into_iter().collect())
     }
 }
 
