@@ -121,7 +121,7 @@ fn a_statement_of_a_killed_process_is_waited_for_before_anything_is_undone() {
     // What a killed process leaves: a session that still has the lock of the restore.
     let mut left = server.root();
     let lock: Option<i64> =
-        left.query_first("SELECT GET_LOCK('stillpoint_t0ken_0_new.step', 0)").unwrap();
+        left.query_first("SELECT GET_LOCK('stillpoint_t0ken_0_new.step', 30)").unwrap();
     assert_eq!(lock, Some(1));
     std::thread::scope(|scope| {
         let back = scope.spawn(|| server.driver().restore().swap_back(&aside));
