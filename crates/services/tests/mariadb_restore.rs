@@ -121,7 +121,7 @@ fn a_statement_of_a_killed_process_is_waited_for_before_anything_is_undone() {
     // What a killed process leaves: a session that still has the lock of the restore.
     let mut left = server.root();
     let lock: Option<i64> =
-        left.query_first("SELECT GET_LOCK('stillpoint_t0ken_0_new.step', 0)").unwrap();
+        left.query_first("SELECT GET_LOCK('stillpoint_t0ken_0_new.step', 30)").unwrap();
     assert_eq!(lock, Some(1));
     std::thread::scope(|scope| {
         let back = scope.spawn(|| server.driver().restore().swap_back(&aside));
@@ -223,20 +223,34 @@ fn a_swap_that_is_held_up_gives_up_names_who_and_changes_nothing() {
 }
 
 #[test]
-fn what_was_changed_since_the_plan_is_not_swapped_away() {
+fn what_was_changed_since_the_plan_is_neither_swapped_away_nor_undone() {
     let server = Server::start();
     let memory = prepared_swap(&server);
     let mut steps = server.driver().restore();
     let aside = loaded(steps.as_mut(), &memory);
-    server.sql("CREATE PROCEDURE shop.fresh () SELECT 3");
-    let said = told(&steps.swap(&aside).unwrap_err());
-    assert!(said.contains("the PROCEDURE fresh was changed since the plan"), "{said}");
-    assert_eq!(
-        server
-            .ask("SELECT COUNT(*) FROM information_schema.routines WHERE routine_schema = 'shop'"),
-        "2"
-    );
-    step("swap back", steps.swap_back(&aside));
+    let things = || {
+        server.ask(
+            "SELECT CONCAT_WS(' ', \
+             (SELECT GROUP_CONCAT(routine_definition ORDER BY routine_name) \
+              FROM information_schema.routines WHERE routine_schema = 'shop'), \
+             (SELECT GROUP_CONCAT(trigger_name ORDER BY trigger_name) \
+              FROM information_schema.triggers WHERE trigger_schema = 'shop'), \
+             (SELECT SUM(n) FROM shop.v7))",
+        )
+    };
+    for (change, named) in [
+        ("CREATE PROCEDURE shop.fresh () SELECT 3", "PROCEDURE fresh"),
+        ("CREATE OR REPLACE PROCEDURE shop.r () SELECT 4", "PROCEDURE"),
+        ("CREATE TRIGGER shop.more AFTER DELETE ON shop.t1 FOR EACH ROW SET @x = 1", "was changed"),
+        ("CREATE OR REPLACE VIEW shop.v7 AS SELECT 77 AS n", "was changed"),
+    ] {
+        server.sql(change);
+        let before = things();
+        let said = told(&steps.swap(&aside).unwrap_err());
+        assert!(said.contains(named) && said.contains("was changed since the plan"), "{said}");
+        step("swap back", steps.swap_back(&aside));
+        assert_eq!(things(), before, "{change}");
+    }
     assert_eq!(server.ask("SELECT SUM(n) FROM shop.t7"), "2");
 }
 

@@ -25,6 +25,7 @@ pub(super) struct Dump {
     gate: Gate,
     out: Option<ChildStdout>,
     said: PathBuf,
+    options: PathBuf,
 }
 
 impl Dump {
@@ -78,13 +79,16 @@ impl Dump {
             doing().because(e)
         })?;
         let out = child.stdout.take();
-        Ok(Self { database: database.to_owned(), child, gate, out, said })
+        Ok(Self { database: database.to_owned(), child, gate, out, said, options })
     }
 
     /// Waits until it stands at its gate.
     pub(super) fn wait_parked(&mut self) -> Result<(), ServiceError> {
         let child = &mut self.child;
-        if self.gate.wait_parked(COME, || matches!(child.try_wait(), Ok(None))) {
+        let parked = self.gate.wait_parked(COME, || matches!(child.try_wait(), Ok(None)));
+        // It has been read. Should this process be killed, no password is left behind.
+        let _ = fs::remove_file(&self.options);
+        if parked {
             return Ok(());
         }
         Err(ServiceError::new(format!("start the dump of the database {}", self.database))
@@ -118,6 +122,8 @@ impl Dump {
         if self.gate.wait_granted(GRANT) {
             return Ok(());
         }
+        // An answer that comes later belongs to no mark.
+        self.gate.abandon();
         Err(ServiceError::new(format!("take the snapshot of the database {}", self.database))
             .because(self.words())
             .hint("back up again"))

@@ -2,15 +2,17 @@
 //!
 //! What it keeps, and what would break without it:
 //! - A dump per database waits at a gate of ours before the statement that takes its snapshot; the
-//!   mark locks commits out, lets all pass, and unlocks. Without it each would see its own instant.
+//!   mark locks commits out, lets all take theirs, and unlocks. Without it each would see its own
+//!   instant.
 //! - What changes a table's definition after the mark loses rows silently (a swap by RENAME, DROP
-//!   PARTITION, TRUNCATE): table ids and definitions are compared before the mark and after the
-//!   capture, and a difference fails the capture.
-//! - Triggers, views, routines and events are captured as statements of their own, because tables
+//!   PARTITION, TRUNCATE): definitions are compared just before the mark and after the capture,
+//!   and a difference fails the capture.
+//! - Views, triggers, routines and events are captured as statements of their own, because tables
 //!   with triggers, and views, cannot be renamed into another database.
+//! - What a dump cannot carry is a gap, and an engine without snapshots a doubt, by name.
 //!
-//! A restore loads into a database of its own, compares every table's checksum, and swaps by one
-//! `RENAME TABLE`.
+//! A restore loads into a database of its own, compares definitions, rows and checksums, and swaps
+//! by one `RENAME TABLE`.
 
 mod capture;
 mod catalog;

@@ -162,7 +162,7 @@ pub(super) fn make(
         let (has, wants) = (triggers(&now), triggers(objects_wanted));
         // Their order is the order of their creation.
         let in_order = has.len() == wants.len() && has.iter().zip(&wants).all(|(a, b)| a.same(b));
-        if !in_order {
+        if !in_order && !wants.is_empty() {
             for trigger in &has {
                 drop_object(session, database, trigger)?;
             }

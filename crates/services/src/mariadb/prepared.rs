@@ -113,6 +113,14 @@ impl PreparedMariadb {
     /// Takes the definitions of this moment as those of the mark. The parked dumps know of them
     /// only which are views, and whether there is history: they are parked anew if that changed.
     fn refresh(&mut self) -> Result<(), ServiceError> {
+        let mut same = true;
+        for (name, print) in self.databases.iter().zip(&self.prints) {
+            let glance = Print::glance(&mut self.control, name, self.server.mariadb)?;
+            same = same && glance.looks_like(print);
+        }
+        if same {
+            return Ok(());
+        }
         let now = self.look()?;
         let before = std::mem::replace(&mut self.prints, now);
         let fits = |(now, before): (&Print, &Print)| {
@@ -123,8 +131,10 @@ impl PreparedMariadb {
 
     fn snapshots(&mut self) -> Result<(), ServiceError> {
         self.dumps.iter().for_each(Dump::ask);
-        run(&mut self.reader, "START TRANSACTION WITH CONSISTENT SNAPSHOT")?;
-        self.dumps.iter().try_for_each(Dump::wait_granted)
+        let read = run(&mut self.reader, "START TRANSACTION WITH CONSISTENT SNAPSHOT");
+        // Each is waited for, also after a failure: none may take its snapshot later, unseen.
+        let granted: Vec<_> = self.dumps.iter().map(Dump::wait_granted).collect();
+        read.and(granted.into_iter().collect())
     }
 }
 

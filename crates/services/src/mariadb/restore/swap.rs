@@ -85,25 +85,51 @@ pub(super) fn back(session: &mut Conn, plan: &Plan) -> Result<(), ServiceError> 
     if !swapped.is_empty() {
         exchange(session, &swapped, |target| (&target.new, &target.old))?;
     }
-    let mut wanted: Vec<(&str, &[Object])> = Vec::new();
+    let mut wanted: Vec<(&str, Vec<Object>)> = Vec::new();
     for target in begun {
-        if catalog::defaults(session, &target.live)?.is_none() {
-            continue;
-        }
-        // What only the restored state had; nobody was ever granted anything on it.
-        for object in objects::objects(session, &target.live)? {
-            if !target.before.iter().any(|before| before.replaces(&object)) {
-                objects::drop_object(session, &target.live, &object)?;
+        let Some(defaults) = catalog::defaults(session, &target.live)? else { continue };
+        let now = objects::objects(session, &target.live)?;
+        for object in &now {
+            // What only the restored state had; nobody was ever granted anything on it.
+            let before = target.before.iter().any(|before| before.replaces(object));
+            if !before && ours(target, object) {
+                objects::drop_object(session, &target.live, object)?;
             }
         }
-        if let Some(defaults) = &target.defaults_before {
-            set_defaults(session, &target.live, defaults)?;
-            wanted.push((&target.live, &target.before));
-        } else if catalog::tables(session, &target.live)?.is_empty() {
-            run(session, &format!("DROP DATABASE {}", name(&target.live)))?;
+        match &target.defaults_before {
+            Some(before) if defaults == target.defaults_after => {
+                set_defaults(session, &target.live, before)?;
+            }
+            None if catalog::tables(session, &target.live)?.is_empty() => {
+                run(session, &format!("DROP DATABASE {}", name(&target.live)))?;
+                continue;
+            }
+            _ => {}
         }
+        wanted.push((&target.live, to_make_again(target, &now)));
     }
+    let wanted: Vec<(&str, &[Object])> =
+        wanted.iter().map(|(database, objects)| (*database, objects.as_slice())).collect();
     objects::make(session, &wanted, plan.mariadb)
+}
+
+/// Whether an object is as this restore made it.
+fn ours(target: &Target, object: &Object) -> bool {
+    target.after.iter().any(|after| after.same(object))
+}
+
+/// What the live database had and this restore took from it. What somebody else has changed since
+/// the plan is left as it is.
+fn to_make_again(target: &Target, now: &[Object]) -> Vec<Object> {
+    let theirs = |object: &Object| {
+        !ours(target, object) && !target.before.iter().any(|before| before.same(object))
+    };
+    let triggers_stay = now.iter().any(|object| object.is("TRIGGER") && theirs(object));
+    let taken = |before: &&Object| {
+        let there = now.iter().find(|object| object.replaces(before));
+        !(before.is("TRIGGER") && triggers_stay) && there.is_none_or(|there| !theirs(there))
+    };
+    target.before.iter().filter(taken).cloned().collect()
 }
 
 fn create(
