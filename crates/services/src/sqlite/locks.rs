@@ -93,8 +93,12 @@ mod tests {
                 std::thread::spawn(move || {
                     let files: Vec<_> = (0..100).map(|_| tempfile::tempfile().unwrap()).collect();
                     while !stop.load(Ordering::Relaxed) {
-                        files.iter().for_each(|file| file.lock().unwrap());
-                        files.iter().for_each(|file| file.unlock().unwrap());
+                        for file in &files {
+                            file.lock().unwrap();
+                        }
+                        for file in &files {
+                            file.unlock().unwrap();
+                        }
                     }
                 })
             };
