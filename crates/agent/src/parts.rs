@@ -15,7 +15,9 @@ use stillpoint_model::ids::PartName;
 use stillpoint_model::manifest::{Code, Part, Role};
 use stillpoint_model::progress::Monitor;
 use stillpoint_repository::{BlobId, Node, Reader};
+use stillpoint_services::mariadb::{Mariadb, MariadbOptions};
 use stillpoint_services::postgresql::{Postgres, PostgresOptions, default_tool_dirs};
+use stillpoint_services::redis::{Redis, RedisOptions};
 use stillpoint_services::sqlite::{Sqlite, SqliteOptions};
 use stillpoint_services::{Driver, Restore, ServiceError, Source};
 
@@ -23,27 +25,47 @@ use crate::stored::Stored;
 
 /// The driver of one service. Passwords are read from the environment here, and nowhere else.
 pub fn driver(service: &ServicePart) -> Result<Box<dyn Driver>, ServiceError> {
+    let path = std::env::var_os("PATH");
+    let in_path = || path.iter().flat_map(std::env::split_paths).collect::<Vec<PathBuf>>();
     Ok(match service {
         ServicePart::Postgresql { url, password_env, databases } => {
-            let password = password_env.as_ref().map(|name| {
-                std::env::var(name).map_err(|e| {
-                    ServiceError::new(format!("read the password from the variable {name}"))
-                        .because(e)
-                        .hint(format!("`password_env` names it; set it: export {name}=..."))
-                })
-            });
-            let path = std::env::var_os("PATH");
             Box::new(Postgres::new(PostgresOptions {
                 url: url.clone(),
-                password: password.transpose()?,
+                password: password(password_env.as_deref())?,
                 databases: databases.clone(),
                 tool_dirs: default_tool_dirs(path.as_deref()),
             })?)
         }
+        ServicePart::Mariadb { flavour, url, password_env, databases } => {
+            Box::new(Mariadb::new(MariadbOptions {
+                kind: flavour.as_str(),
+                url: url.clone(),
+                password: password(password_env.as_deref())?,
+                databases: databases.clone(),
+                tool_dirs: in_path(),
+            })?)
+        }
+        ServicePart::Redis { flavour, url, password_env } => Box::new(Redis::new(RedisOptions {
+            kind: flavour.as_str(),
+            url: url.clone(),
+            password: password(password_env.as_deref())?,
+            tool_dirs: in_path(),
+        })?),
         ServicePart::Sqlite { path } => {
             Box::new(Sqlite::new(SqliteOptions { path: path.clone() })?)
         }
     })
+}
+
+fn password(variable: Option<&str>) -> Result<Option<String>, ServiceError> {
+    let read = |name: &str| {
+        std::env::var(name).map_err(|e| {
+            ServiceError::new(format!("read the password from the variable {name}"))
+                .because(e)
+                .hint(format!("`password_env` names it; set it: export {name}=..."))
+        })
+    };
+    variable.map(read).transpose()
 }
 
 fn filter(mount: &MountPart) -> Result<Filter, Failure> {

@@ -181,7 +181,7 @@ fn hold_and_mark(
 ) -> Result<Moment, CaptureError> {
     each(participants, |p| p.hold(hold))?;
     go_on(monitor)?;
-    each(participants, |p| p.drain(hold))?;
+    each(participants, |p| p.drain(hold, monitor))?;
     go_on(monitor)?;
     let settling = Instant::now();
     let mut before = counters(participants)?;

@@ -5,11 +5,15 @@ use crate::CaptureError;
 use crate::participant::{Account, HoldOrder, Participant, Rank};
 use jiff::Timestamp;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use stillpoint_gateway::control::{self, Control, Held, Purpose};
 use stillpoint_model::ids::PartName;
 use stillpoint_model::manifest::GatewayEvidence;
 use stillpoint_model::progress::Monitor;
 use stillpoint_repository::Writer;
+
+/// How often a drain looks whether it is asked to stop. Its end is seen at once.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// One running gateway, reached by its control socket.
 pub struct GatewayParticipant {
@@ -49,9 +53,11 @@ impl GatewayParticipant {
 
     /// Opens a gateway that refuses requests since a restore's hold ended by itself.
     pub(crate) fn reopen(&mut self, hold: &str) -> Result<(), CaptureError> {
-        Control::connect(&self.socket)
-            .and_then(|mut control| control.reopen(hold))
-            .map_err(|e| self.fail("open", e))
+        match Control::connect(&self.socket).and_then(|mut control| control.reopen(hold)) {
+            // One that is not running refuses nobody, and will not when it is started again.
+            Ok(()) | Err(control::ControlError::Connect { .. }) => Ok(()),
+            Err(error) => Err(self.fail("open", error)),
+        }
     }
 
     /// From now on a lost or silent coordinator makes the gateway refuse rather than release.
@@ -91,12 +97,27 @@ impl Participant for GatewayParticipant {
         Ok(())
     }
 
-    fn drain(&mut self, order: &HoldOrder) -> Result<(), CaptureError> {
+    fn drain(&mut self, order: &HoldOrder, monitor: &dyn Monitor) -> Result<(), CaptureError> {
         let held = self
             .held
             .as_ref()
             .ok_or_else(|| CaptureError::new(format!("gateway `{}` is not held", self.name)))?;
-        let drained = held.wait_drained(order.drain_timeout).map_err(|e| self.fail("drain", e))?;
+        let until = Instant::now() + order.drain_timeout;
+        let drained = loop {
+            if monitor.cancelled() {
+                return Err(CaptureError::new("cancelled"));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let seen = if left > LOOK {
+                held.drained_within(LOOK)
+            } else {
+                // The last look names what is still in flight.
+                held.wait_drained(left).map(Some)
+            };
+            if let Some(at) = seen.map_err(|e| self.fail("drain", e))? {
+                break at;
+            }
+        };
         self.drained = Some(drained);
         Ok(())
     }

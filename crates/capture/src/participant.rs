@@ -67,9 +67,9 @@ pub trait Participant: Send {
         Ok(())
     }
 
-    /// Waits until nothing is in flight.
-    fn drain(&mut self, order: &HoldOrder) -> Result<(), CaptureError> {
-        let _ = order;
+    /// Waits until nothing is in flight, or until it is asked to stop.
+    fn drain(&mut self, order: &HoldOrder, monitor: &dyn Monitor) -> Result<(), CaptureError> {
+        let _ = (order, monitor);
         Ok(())
     }
 

@@ -48,6 +48,10 @@ impl Sink for WriterSink<'_> {
         }
         Ok(size)
     }
+
+    fn stopped(&self) -> bool {
+        self.monitor.cancelled()
+    }
 }
 
 /// Content that is counted as it is read, until the work is cancelled.

@@ -74,7 +74,7 @@ impl Participant for Scripted {
         self.step("hold")
     }
 
-    fn drain(&mut self, _: &HoldOrder) -> Result<(), CaptureError> {
+    fn drain(&mut self, _: &HoldOrder, _: &dyn Monitor) -> Result<(), CaptureError> {
         self.drained = Some(Timestamp::now());
         self.step("drain")
     }

@@ -114,6 +114,8 @@ fn log_to_stderr(verbose: u8) {
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_writer(std::io::stderr)
+        // It would say on standard error that nobody reads that, and panic when nobody does.
+        .log_internal_errors(false)
         .init();
 }
 

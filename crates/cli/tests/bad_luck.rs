@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stillpoint_gateway::control::StateName as State;
 use support::{Customers, Environment, Followed, STILLPOINT, get, stderr};
 
@@ -128,14 +128,21 @@ fn killed(environment: &Environment, customers: &Customers, mut coordinator: Fol
 /// The watchdog removes a dead coordinator's lock from the repository.
 fn await_no_locks(environment: &Environment) {
     let locks = environment.path("store/test/production/locks");
+    let until = Instant::now() + PATIENCE;
     while std::fs::read_dir(&locks).unwrap().next().is_some() {
+        assert!(Instant::now() < until, "a lock is left");
         std::thread::yield_now();
     }
 }
 
+/// How long a state may be waited for before it is said that it never came.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits until the gateway is in a state.
 fn await_state(environment: &Environment, wanted: State) {
+    let until = Instant::now() + PATIENCE;
     while environment.status().state != wanted {
+        assert!(Instant::now() < until, "it was never {wanted:?}");
         std::thread::yield_now();
     }
 }
@@ -202,7 +209,7 @@ fn a_coordinator_that_is_killed_in_the_capture_leaves_nothing_behind() {
 
 #[test]
 fn a_coordinator_that_sleeps_through_its_hold_does_not_claim_a_backup() {
-    let environment = Environment::with(", max_hold: 500ms, drain_timeout: 400ms", "");
+    let environment = Environment::with(", max_hold: 4s, drain_timeout: 3s", "");
     let address = environment.gateway();
     let hanging = hang(&environment);
     let customers = Customers::start(address, 4);
@@ -226,7 +233,7 @@ fn a_coordinator_that_sleeps_through_its_hold_does_not_claim_a_backup() {
 
 #[test]
 fn a_coordinator_that_sleeps_while_it_blocks_writers_is_ended() {
-    let environment = Environment::with(", max_hold: 500ms, drain_timeout: 400ms", "");
+    let environment = Environment::with(", max_hold: 4s, drain_timeout: 3s", "");
     let database = blocked_database(&environment);
     let hanging = hang(&environment);
     let coordinator = Followed::start(&mut environment.stillpoint(&["backup:create"]));

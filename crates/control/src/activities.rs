@@ -1,7 +1,7 @@
 //! Activities as callers see them: lists, one, its log, and how it is cancelled.
 
 use crate::access::Caller;
-use crate::entity::{activity, environment, log_line};
+use crate::entity::{activity, backup, environment, log_line};
 use crate::error::ControlError;
 use crate::store::{Control, now};
 use sea_orm::{
@@ -137,83 +137,27 @@ impl Control {
         self.inner.changes.subscribe()
     }
 
-    /// Puts an order into the queue.
+    /// Puts an order into the queue, together with what it changes at once: both are stored, or
+    /// neither is. Once it is stored it is not refused any more, whatever fails after that.
     pub(crate) async fn enqueue(
         &self,
-        caller: Option<&Caller>,
-        environment: &environment::Model,
-        kind: &str,
-        order: &Order,
-        text: &str,
-        payload: Value,
+        new: NewActivity<'_>,
+        at_once: Option<backup::ActiveModel>,
     ) -> Result<activity::Model, ControlError> {
-        let order = serde_json::to_value(order).unwrap_or(Value::Null);
-        let activity =
-            self.insert_activity(caller, environment, kind, order, text, payload, false).await?;
-        if !self.inner.links.is_connected(&activity.project) {
-            self.log(&activity.id, "waiting for the agent").await?;
+        let model = new.pending();
+        let change = self.change().await?;
+        if let Some(backup) = at_once {
+            backup.update(change.db()).await?;
         }
-        self.pump().await?;
+        let activity = model.insert(change.db()).await?;
+        change.keep().await?;
+        if !self.inner.links.is_connected(&activity.project)
+            && let Err(error) = self.log(&activity.id, "waiting for the agent").await
+        {
+            tracing::error!("{} waits for the agent: {error}", activity.id);
+        }
+        self.pump_soon().await;
         Ok(activity)
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "each is a column")]
-    pub(crate) async fn insert_activity(
-        &self,
-        caller: Option<&Caller>,
-        environment: &environment::Model,
-        kind: &str,
-        order: Value,
-        text: &str,
-        payload: Value,
-        first: bool,
-    ) -> Result<activity::Model, ControlError> {
-        let at = now();
-        let mut payload = payload;
-        if payload.get("environment").is_none() {
-            payload["environment"] = json!({
-                "id": environment.name,
-                "name": environment.name,
-                "title": environment.title,
-                "type": environment.kind,
-                "project": environment.project,
-            });
-        }
-        payload["project"] = json!({ "id": environment.project });
-        payload["user"] = match caller {
-            Some(Caller { user }) => json!({
-                "id": user.id,
-                "display_name": user.display_name,
-                "created_at": crate::micros(user.created_at),
-                "updated_at": crate::micros(user.updated_at),
-            }),
-            None => json!({ "id": null, "display_name": "Stillpoint" }),
-        };
-        let model = activity::ActiveModel {
-            id: Set(ActivityId::random().to_string()),
-            project: Set(environment.project.clone()),
-            environment: Set(environment.name.clone()),
-            environment_kind: Set(environment.kind.clone()),
-            kind: Set(kind.to_owned()),
-            state: Set("pending".to_owned()),
-            result: Set(None),
-            completion_percent: Set(0),
-            order: Set(order),
-            first: Set(first),
-            cancelling: Set(false),
-            phase: Set(None),
-            text: Set(text.to_owned()),
-            description: Set(escape(text)),
-            payload: Set(payload),
-            failure: Set(None),
-            user: Set(caller.map(|caller| caller.user.id.clone())),
-            created_at: Set(at),
-            updated_at: Set(at),
-            started_at: Set(None),
-            completed_at: Set(None),
-        };
-        let _writing = self.inner.writing.lock().await;
-        Ok(model.insert(self.db()).await?)
     }
 
     /// Ends an activity: `complete` with the failure, if there is one, or `cancelled`.
@@ -241,20 +185,20 @@ impl Control {
         ended.started_at = Set(Some(started));
         ended.completed_at = Set(Some(at));
         ended.updated_at = Set(at);
-        let writing = self.inner.writing.lock().await;
-        let ended = ended.update(self.db()).await?;
-        drop(writing);
+        let change = self.change().await?;
+        let ended = ended.update(change.db()).await?;
+        change.keep().await?;
         self.changed();
         Ok(ended)
     }
 
     /// Adds a line to an activity's log.
     pub(crate) async fn log(&self, activity: &str, line: &str) -> Result<(), ControlError> {
-        let writing = self.inner.writing.lock().await;
+        let change = self.change().await?;
         let last = log_line::Entity::find()
             .filter(log_line::Column::Activity.eq(activity))
             .order_by_desc(log_line::Column::Number)
-            .one(self.db())
+            .one(change.db())
             .await?;
         let line = log_line::ActiveModel {
             activity: Set(activity.to_owned()),
@@ -262,10 +206,87 @@ impl Control {
             at: Set(now()),
             line: Set(line.to_owned()),
         };
-        log_line::Entity::insert(line).exec_without_returning(self.db()).await?;
-        drop(writing);
+        log_line::Entity::insert(line).exec_without_returning(change.db()).await?;
+        change.keep().await?;
         self.changed();
         Ok(())
+    }
+}
+
+/// An activity that is not stored yet.
+pub(crate) struct NewActivity<'a> {
+    /// Who asked for it; none: Stillpoint itself.
+    pub(crate) caller: Option<&'a Caller>,
+    pub(crate) environment: &'a environment::Model,
+    pub(crate) kind: &'a str,
+    /// None for one that no agent has to do with.
+    pub(crate) order: Option<&'a Order>,
+    pub(crate) text: &'a str,
+    pub(crate) payload: Value,
+    /// It goes before everything else of its environment.
+    pub(crate) first: bool,
+}
+
+impl NewActivity<'_> {
+    /// As it waits for its turn.
+    pub(crate) fn pending(self) -> activity::ActiveModel {
+        let at = now();
+        let Self { caller, environment, kind, order, text, mut payload, first } = self;
+        if payload.get("environment").is_none() {
+            payload["environment"] = json!({
+                "id": environment.name,
+                "name": environment.name,
+                "title": environment.title,
+                "type": environment.kind,
+                "project": environment.project,
+            });
+        }
+        payload["project"] = json!({ "id": environment.project });
+        payload["user"] = match caller {
+            Some(Caller { user }) => json!({
+                "id": user.id,
+                "display_name": user.display_name,
+                "created_at": crate::micros(user.created_at),
+                "updated_at": crate::micros(user.updated_at),
+            }),
+            None => json!({ "id": null, "display_name": "Stillpoint" }),
+        };
+        activity::ActiveModel {
+            id: Set(ActivityId::random().to_string()),
+            project: Set(environment.project.clone()),
+            environment: Set(environment.name.clone()),
+            environment_kind: Set(environment.kind.clone()),
+            kind: Set(kind.to_owned()),
+            state: Set("pending".to_owned()),
+            result: Set(None),
+            completion_percent: Set(0),
+            order: Set(order.and_then(|o| serde_json::to_value(o).ok()).unwrap_or(Value::Null)),
+            first: Set(first),
+            cancelling: Set(false),
+            phase: Set(None),
+            text: Set(text.to_owned()),
+            description: Set(escape(text)),
+            payload: Set(payload),
+            failure: Set(None),
+            user: Set(caller.map(|caller| caller.user.id.clone())),
+            created_at: Set(at),
+            updated_at: Set(at),
+            started_at: Set(None),
+            completed_at: Set(None),
+        }
+    }
+
+    /// As one that was done the moment that it was asked for.
+    pub(crate) fn done(self) -> activity::ActiveModel {
+        let at = now();
+        activity::ActiveModel {
+            state: Set("complete".to_owned()),
+            result: Set(Some("success".to_owned())),
+            completion_percent: Set(100),
+            started_at: Set(Some(at)),
+            completed_at: Set(Some(at)),
+            ..self.pending()
+        }
     }
 }
 

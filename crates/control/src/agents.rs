@@ -78,6 +78,8 @@ impl Control {
         .await;
         self.inner.links.disconnect(&project, number);
         let failed = self.fail_interrupted("the agent was lost", Some(&project)).await;
+        // It may be back already, and have found nothing to clean up yet.
+        self.pump_soon().await;
         served.and(failed).map_err(|e: ControlError| io::Error::other(e))
     }
 
@@ -102,11 +104,11 @@ impl Control {
         copies: &[(BackupId, u32)],
         all_asked: bool,
     ) -> Result<(), ControlError> {
-        let _writing = self.inner.writing.lock().await;
+        let change = self.change().await?;
         for (id, count) in copies {
             let found = backup::Entity::find_by_id(id.to_string())
                 .filter(backup::Column::Project.eq(project))
-                .one(self.db())
+                .one(change.db())
                 .await?;
             if let Some(found) = found {
                 let counted = (*count).try_into().unwrap_or(i32::MAX);
@@ -114,11 +116,11 @@ impl Control {
                 if copies != found.copies {
                     let mut found = found.into_active_model();
                     found.copies = Set(copies);
-                    found.update(self.db()).await?;
+                    found.update(change.db()).await?;
                 }
             }
         }
-        Ok(())
+        change.keep().await
     }
 
     /// Takes over what an agent's configuration names. What it does not name any more can no longer
@@ -130,16 +132,16 @@ impl Control {
         let admin =
             user::Entity::find().order_by_asc(user::Column::CreatedAt).one(self.db()).await?;
         let admin = admin.ok_or(ControlError::NotFound("User"))?;
-        let _writing = self.inner.writing.lock().await;
+        let change = self.change().await?;
         let region = inventory.region.as_ref().map_or("local", |region| region.as_str()).to_owned();
         let quorum = i32::try_from(inventory.write_quorum).unwrap_or(1);
-        match project::Entity::find_by_id(&id).one(self.db()).await? {
+        match project::Entity::find_by_id(&id).one(change.db()).await? {
             Some(known) => {
                 let mut known = known.into_active_model();
                 known.region = Set(region);
                 known.write_quorum = Set(quorum);
                 known.updated_at = Set(at);
-                known.update(self.db()).await?;
+                known.update(change.db()).await?;
             }
             None => {
                 let new = project::Model {
@@ -152,7 +154,7 @@ impl Control {
                     updated_at: at,
                 };
                 let new: project::ActiveModel = new.into();
-                new.insert(self.db()).await?;
+                new.insert(change.db()).await?;
                 let owner = member::Model {
                     project: id.clone(),
                     user: admin.id,
@@ -164,12 +166,12 @@ impl Control {
                     updated_at: at,
                 };
                 let owner: member::ActiveModel = owner.into();
-                owner.insert(self.db()).await?;
+                owner.insert(change.db()).await?;
             }
         }
         let known = environment::Entity::find()
             .filter(environment::Column::Project.eq(&id))
-            .all(self.db())
+            .all(change.db())
             .await?;
         for environment in &known {
             if !inventory.environments.iter().any(|e| e.name.as_str() == environment.name) {
@@ -177,7 +179,7 @@ impl Control {
                 gone.status = Set("inactive".to_owned());
                 gone.configured = Set(false);
                 gone.updated_at = Set(at);
-                gone.update(self.db()).await?;
+                gone.update(change.db()).await?;
             }
         }
         for named in &inventory.environments {
@@ -188,7 +190,7 @@ impl Control {
                     found.head_commit = Set(named.head_commit.clone());
                     found.configured = Set(true);
                     found.updated_at = Set(at);
-                    found.update(self.db()).await?;
+                    found.update(change.db()).await?;
                 }
                 None => {
                     let new = environment::Model {
@@ -203,11 +205,11 @@ impl Control {
                         updated_at: at,
                     };
                     let new: environment::ActiveModel = new.into();
-                    new.insert(self.db()).await?;
+                    new.insert(change.db()).await?;
                 }
             }
         }
-        Ok(())
+        change.keep().await
     }
 }
 

@@ -21,9 +21,9 @@ impl Control {
             allowed: Set(allowed),
             ..Default::default()
         };
-        let _writing = self.inner.writing.lock().await;
-        audit::Entity::insert(entry).exec(self.db()).await?;
-        Ok(())
+        let change = self.change().await?;
+        audit::Entity::insert(entry).exec(change.db()).await?;
+        change.keep().await
     }
 
     /// Everything on record, the oldest first.

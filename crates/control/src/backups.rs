@@ -1,6 +1,7 @@
 //! Backups: asked for, listed, deleted, restored.
 
 use crate::access::{Access, Caller};
+use crate::activities::NewActivity;
 use crate::entity::{activity, backup, environment};
 use crate::error::ControlError;
 use crate::store::{Control, now};
@@ -43,7 +44,16 @@ impl Control {
         };
         let payload = json!({ "backup_name": backup, "safe": safe });
         let text = format!("{} created a backup of {name}", caller.user.display_name);
-        self.enqueue(Some(caller), &environment, "environment.backup", &order, &text, payload).await
+        let new = NewActivity {
+            caller: Some(caller),
+            environment: &environment,
+            kind: "environment.backup",
+            order: Some(&order),
+            text: &text,
+            payload,
+            first: false,
+        };
+        self.enqueue(new, None).await
     }
 
     /// The backups of an environment, the newest first.
@@ -99,14 +109,20 @@ impl Control {
         let mut deleting = found.into_active_model();
         deleting.status = Set("DELETING".to_owned());
         deleting.updated_at = Set(now());
-        let writing = self.inner.writing.lock().await;
-        deleting.update(self.db()).await?;
-        drop(writing);
         let order =
             Order::Delete { environment: environment_name(name)?, backups: vec![id.clone()] };
         let text = format!("{} deleted backup {id} of {name}", caller.user.display_name);
         let payload = json!({ "backup_name": id });
-        self.enqueue(Some(caller), &environment, action, &order, &text, payload).await
+        let new = NewActivity {
+            caller: Some(caller),
+            environment: &environment,
+            kind: action,
+            order: Some(&order),
+            text: &text,
+            payload,
+            first: false,
+        };
+        self.enqueue(new, Some(deleting)).await
     }
 
     /// Asks for a backup to be put back.
@@ -178,7 +194,16 @@ impl Control {
             "commit": found.manifest["code"]["commit"],
             "safety_backup": safety,
         });
-        self.enqueue(Some(caller), &environment, action, &order, &text, payload).await
+        let new = NewActivity {
+            caller: Some(caller),
+            environment: &environment,
+            kind: action,
+            order: Some(&order),
+            text: &text,
+            payload,
+            first: false,
+        };
+        self.enqueue(new, None).await
     }
 
     /// Keeps a backup that an agent has published.
@@ -202,9 +227,9 @@ impl Control {
             created_at: Set(manifest.created.as_microsecond()),
             updated_at: Set(now()),
         };
-        let _writing = self.inner.writing.lock().await;
-        model.insert(self.db()).await?;
-        Ok(())
+        let change = self.change().await?;
+        model.insert(change.db()).await?;
+        change.keep().await
     }
 }
 

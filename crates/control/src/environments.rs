@@ -2,6 +2,7 @@
 //! is decided here.
 
 use crate::access::{Access, Caller};
+use crate::activities::NewActivity;
 use crate::entity::{activity, backup, environment, project};
 use crate::error::ControlError;
 use crate::store::{Control, now};
@@ -122,8 +123,10 @@ impl Control {
         let mut active = found.into_active_model();
         active.title = Set(title.to_owned());
         active.updated_at = Set(now());
-        let _writing = self.inner.writing.lock().await;
-        Ok(active.update(self.db()).await?)
+        let change = self.change().await?;
+        let changed = active.update(change.db()).await?;
+        change.keep().await?;
+        Ok(changed)
     }
 
     /// Activates or deactivates an environment: its status only, nothing of its data. Answers with
@@ -160,14 +163,22 @@ impl Control {
         let mut changed = found.into_active_model();
         changed.status = Set(status.to_owned());
         changed.updated_at = Set(now());
-        let writing = self.inner.writing.lock().await;
-        let changed = changed.update(self.db()).await?;
-        drop(writing);
         let text = format!("{} {action}d environment {name}", caller.user.display_name);
-        let activity = self
-            .insert_activity(Some(caller), &changed, &kind, json!(null), &text, json!({}), false)
-            .await?;
-        let activity = self.settle(&activity.id, "complete", None).await?;
+        // Both or neither: a status that nobody is said to have changed helps nobody.
+        let change = self.change().await?;
+        let changed = changed.update(change.db()).await?;
+        let new = NewActivity {
+            caller: Some(caller),
+            environment: &changed,
+            kind: &kind,
+            order: None,
+            text: &text,
+            payload: json!({}),
+            first: false,
+        };
+        let activity = new.done().insert(change.db()).await?;
+        change.keep().await?;
+        self.changed();
         Ok((changed, activity))
     }
 

@@ -1,7 +1,8 @@
 //! Why a use case refuses or fails. What the caller may not see is said to be unknown, in the same
 //! words as what is not there.
 
-use sea_orm::DbErr;
+use sea_orm::sqlx::error::DatabaseError;
+use sea_orm::{DbErr, RuntimeErr};
 
 /// A refusal or failure.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +54,28 @@ pub enum ControlError {
         /// In words.
         why: String,
     },
+    /// The datastore has no room left for what was to be stored. Nothing of it was.
+    #[error("the datastore has no room left")]
+    Full(#[source] DbErr),
     /// The datastore failed.
     #[error("the datastore failed")]
-    Storage(#[from] DbErr),
+    Storage(#[source] DbErr),
+}
+
+/// SQLite's result code for a full disk, as its driver gives it.
+const SQLITE_FULL: &str = "13";
+
+impl From<DbErr> for ControlError {
+    fn from(error: DbErr) -> Self {
+        let full = match &error {
+            DbErr::Conn(RuntimeErr::SqlxError(e))
+            | DbErr::Exec(RuntimeErr::SqlxError(e))
+            | DbErr::Query(RuntimeErr::SqlxError(e)) => e
+                .as_database_error()
+                .and_then(DatabaseError::code)
+                .is_some_and(|code| code == SQLITE_FULL),
+            _ => false,
+        };
+        if full { Self::Full(error) } else { Self::Storage(error) }
+    }
 }

@@ -3,6 +3,7 @@
 //! An environment has at most one activity in progress. An agent that is lost in the middle of one
 //! leaves something to clean up; that goes before everything else of the environment.
 
+use crate::activities::NewActivity;
 use crate::entity::{activity, backup, environment};
 use crate::error::ControlError;
 use crate::store::{Control, now};
@@ -13,9 +14,13 @@ use sea_orm::{
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 use stillpoint_agent::protocol::{Event, FromServer, LocationState, Order, Outcome};
 use stillpoint_model::ids::LocationName;
 use tokio::sync::mpsc::UnboundedSender;
+
+/// How long what could not be started is left alone.
+const PUMP_AGAIN: Duration = Duration::from_secs(1);
 
 /// The connected agents, by project.
 #[derive(Default)]
@@ -111,14 +116,30 @@ impl Control {
             started.state = Set("in_progress".to_owned());
             started.started_at = Set(Some(now()));
             started.updated_at = Set(now());
-            let writing = self.inner.writing.lock().await;
-            started.update(self.db()).await?;
-            drop(writing);
+            let change = self.change().await?;
+            started.update(change.db()).await?;
+            change.keep().await?;
             // If its agent goes just now, the loss of it fails this activity like any other.
             self.inner.links.send(&project, FromServer::Run { activity: id, order });
             self.changed();
         }
         Ok(())
+    }
+
+    /// The same, later if it fails now: what waits must not be forgotten.
+    pub(crate) async fn pump_soon(&self) {
+        if let Err(error) = self.pump().await {
+            tracing::error!("what waits cannot be started now: {error}");
+            let control = self.clone();
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(PUMP_AGAIN).await;
+                    if control.pump().await.is_ok() {
+                        return;
+                    }
+                }
+            });
+        }
     }
 
     /// What an agent says of one of its activities.
@@ -135,9 +156,9 @@ impl Control {
                 at.phase = Set(Some(phase));
                 at.completion_percent = Set(percent);
                 at.updated_at = Set(now());
-                let writing = self.inner.writing.lock().await;
-                at.update(self.db()).await?;
-                drop(writing);
+                let change = self.change().await?;
+                at.update(change.db()).await?;
+                change.keep().await?;
                 self.changed();
             }
             Event::Progress { .. } => {}
@@ -161,17 +182,17 @@ impl Control {
         };
         let done = matches!(outcome, Outcome::Done | Outcome::Partial);
         for id in &deleted {
-            let writing = self.inner.writing.lock().await;
+            let change = self.change().await?;
             if done {
-                backup::Entity::delete_by_id(id.to_string()).exec(self.db()).await?;
+                backup::Entity::delete_by_id(id.to_string()).exec(change.db()).await?;
             } else if let Some(kept) =
-                backup::Entity::find_by_id(id.to_string()).one(self.db()).await?
+                backup::Entity::find_by_id(id.to_string()).one(change.db()).await?
             {
                 let mut kept = kept.into_active_model();
                 kept.status = Set("CREATED".to_owned());
-                kept.update(self.db()).await?;
+                kept.update(change.db()).await?;
             }
-            drop(writing);
+            change.keep().await?;
         }
         match outcome {
             Outcome::Done | Outcome::Partial => self.settle(&found.id, "complete", None).await?,
@@ -200,10 +221,10 @@ impl Control {
         }
         match now_is.state.as_str() {
             "pending" => {
+                self.undelete(&now_is).await?;
                 let stopped = self.settle(&found.id, "cancelled", None).await?;
                 drop(deciding);
-                self.pump().await?;
-                self.undelete(&stopped).await?;
+                self.pump_soon().await;
                 Ok(stopped)
             }
             "in_progress" => {
@@ -211,9 +232,9 @@ impl Control {
                 let mut asked = now_is.into_active_model();
                 asked.cancelling = Set(true);
                 asked.updated_at = Set(now());
-                let writing = self.inner.writing.lock().await;
-                let asked = asked.update(self.db()).await?;
-                drop(writing);
+                let change = self.change().await?;
+                let asked = asked.update(change.db()).await?;
+                change.keep().await?;
                 self.inner.links.send(&found.project, FromServer::Cancel { activity: id });
                 Ok(asked)
             }
@@ -227,15 +248,16 @@ impl Control {
         else {
             return Ok(());
         };
-        let _writing = self.inner.writing.lock().await;
+        let change = self.change().await?;
         for id in backups {
-            if let Some(kept) = backup::Entity::find_by_id(id.to_string()).one(self.db()).await? {
+            let found = backup::Entity::find_by_id(id.to_string()).one(change.db()).await?;
+            if let Some(kept) = found {
                 let mut kept = kept.into_active_model();
                 kept.status = Set("CREATED".to_owned());
-                kept.update(self.db()).await?;
+                kept.update(change.db()).await?;
             }
         }
-        Ok(())
+        change.keep().await
     }
 
     /// Fails what ran, since nobody will tell how it ended, and orders what it left to be cleaned
@@ -251,19 +273,35 @@ impl Control {
             running = running.filter(activity::Column::Project.eq(project));
         }
         for activity in running.all(self.db()).await? {
+            // First what cleans up: whoever is cut off in between does it all again, and to clean
+            // up twice harms nobody.
+            self.order_cleaning_up(&activity).await?;
             self.settle(&activity.id, "complete", Some(why)).await?;
-            let Ok(order) = serde_json::from_value::<Order>(activity.order.clone()) else {
-                continue;
+        }
+        Ok(())
+    }
+
+    async fn order_cleaning_up(&self, activity: &activity::Model) -> Result<(), ControlError> {
+        let Ok(order) = serde_json::from_value::<Order>(activity.order.clone()) else {
+            return Ok(());
+        };
+        let id = (activity.project.clone(), activity.environment.clone());
+        let environment = environment::Entity::find_by_id(id).one(self.db()).await?;
+        let Some(environment) = environment else { return Ok(()) };
+        for (kind, order) in self.cleaning_up(order).await? {
+            let text = format!("Stillpoint cleans up after activity {}", activity.id);
+            let new = NewActivity {
+                caller: None,
+                environment: &environment,
+                kind,
+                order: Some(&order),
+                text: &text,
+                payload: json!({ "after": activity.id }),
+                first: true,
             };
-            let id = (activity.project.clone(), activity.environment.clone());
-            let environment = environment::Entity::find_by_id(id).one(self.db()).await?;
-            let Some(environment) = environment else { continue };
-            for (kind, order) in self.cleaning_up(order).await? {
-                let text = format!("Stillpoint cleans up after activity {}", activity.id);
-                let order = serde_json::to_value(order).unwrap_or_default();
-                let payload = json!({ "after": activity.id });
-                self.insert_activity(None, &environment, kind, order, &text, payload, true).await?;
-            }
+            let change = self.change().await?;
+            new.pending().insert(change.db()).await?;
+            change.keep().await?;
         }
         Ok(())
     }

@@ -5,14 +5,17 @@ use crate::error::ControlError;
 use crate::queue::Links;
 use crate::schema::Migrator;
 use crate::tokens::AccessTokens;
-use sea_orm::{ConnectOptions, Database, DatabaseConnection};
+use sea_orm::sqlx::Connection;
+use sea_orm::{
+    ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, TransactionTrait,
+};
 use sea_orm_migration::MigratorTrait;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, MutexGuard, watch};
 
 /// The control plane. Cloning it is cheap.
 #[derive(Clone)]
@@ -58,6 +61,17 @@ impl Control {
                 .pragma("synchronous", "FULL")
                 .busy_timeout(Duration::from_secs(10))
         });
+        options.map_sqlx_sqlite_pool_opts(|pool| {
+            pool.after_release(|connection, _| {
+                // On a full disk SQLite rolls back by itself, which its driver does not learn of:
+                // it takes the next transaction for one within the last, and never ends it, and
+                // nobody else could write any more. Such a connection is not used again.
+                Box::pin(async move {
+                    connection.ping().await?;
+                    Ok(!connection.is_in_transaction())
+                })
+            })
+        });
         let db = Database::connect(options).await.map_err(|e| unusable(e.to_string()))?;
         Migrator::up(&db, None).await.map_err(|e| {
             let text = e.to_string();
@@ -84,9 +98,36 @@ impl Control {
         &self.inner.db
     }
 
+    /// Begins a change. Every one is made through this, also one of a single statement: SQLite
+    /// gives an `INSERT ... RETURNING` its row before it commits, and what then fails, as on a full
+    /// disk, is told to nobody but who commits by a statement of its own.
+    pub(crate) async fn change(&self) -> Result<Change<'_>, ControlError> {
+        let turn = self.inner.writing.lock().await;
+        Ok(Change { transaction: self.db().begin().await?, _turn: turn })
+    }
+
     /// Wakes whoever follows an activity.
     pub(crate) fn changed(&self) {
         self.inner.changes.send_modify(|count| *count += 1);
+    }
+}
+
+/// A change of the datastore, by the only one who changes it at the moment. Nothing of it is kept
+/// if it is dropped.
+pub(crate) struct Change<'a> {
+    // In this order: nobody else begins before this one has ended.
+    transaction: DatabaseTransaction,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl Change<'_> {
+    pub(crate) fn db(&self) -> &DatabaseTransaction {
+        &self.transaction
+    }
+
+    /// Makes it durable.
+    pub(crate) async fn keep(self) -> Result<(), ControlError> {
+        Ok(self.transaction.commit().await?)
     }
 }
 

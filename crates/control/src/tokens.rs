@@ -82,15 +82,23 @@ impl Control {
         let id = found.id.clone();
         let mut used: api_token::ActiveModel = found.into();
         used.last_used_at = Set(Some(now()));
-        let writing = self.inner.writing.lock().await;
-        used.update(self.db()).await?;
-        drop(writing);
+        match self.used(used).await {
+            // When it was last used is not worth shutting out who comes to make room.
+            Err(error @ ControlError::Full(_)) => tracing::error!("log a user in: {error}"),
+            other => other?,
+        }
         let token = secret();
         let mut good = self.inner.access_tokens.lock();
         let at = now();
         good.retain(|_, granted| granted.expires > at);
         good.insert(hash(&token), Granted { api_token: id, expires: at + SECONDS * 1_000_000 });
         Ok(AccessToken { token, expires_in: SECONDS })
+    }
+
+    async fn used(&self, token: api_token::ActiveModel) -> Result<(), ControlError> {
+        let change = self.change().await?;
+        token.update(change.db()).await?;
+        change.keep().await
     }
 
     /// Whose access token this is. It is good only for as long as its API token and user exist.
@@ -157,8 +165,10 @@ impl Control {
             created_at: Set(now()),
             last_used_at: Set(None),
         };
-        let _writing = self.inner.writing.lock().await;
-        Ok(CreatedToken { model: model.insert(self.db()).await?, secret })
+        let change = self.change().await?;
+        let model = model.insert(change.db()).await?;
+        change.keep().await?;
+        Ok(CreatedToken { model, secret })
     }
 
     /// Revokes an API token, and at once every access token that it was exchanged for.
@@ -175,9 +185,9 @@ impl Control {
             .await?
             .ok_or(ControlError::NotFound("API token"))?;
         self.audit(Some(&caller.user.id), "api-token.delete", user, true).await?;
-        let writing = self.inner.writing.lock().await;
-        api_token::Entity::delete_by_id(&found.id).exec(self.db()).await?;
-        drop(writing);
+        let change = self.change().await?;
+        api_token::Entity::delete_by_id(&found.id).exec(change.db()).await?;
+        change.keep().await?;
         self.inner.access_tokens.lock().retain(|_, granted| granted.api_token != found.id);
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::store::{Control, now};
 use crate::tokens::CreatedToken;
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter,
-    QueryOrder, TransactionTrait,
+    QueryOrder,
 };
 
 /// A user to be added to a project.
@@ -75,8 +75,10 @@ impl Control {
             created_at: Set(at),
             updated_at: Set(at),
         };
-        let _writing = self.inner.writing.lock().await;
-        Ok(model.insert(self.db()).await?)
+        let change = self.change().await?;
+        let model = model.insert(change.db()).await?;
+        change.keep().await?;
+        Ok(model)
     }
 
     /// A user whom the caller may know of: itself, or one of a project that both are in.
@@ -168,13 +170,13 @@ impl Control {
             return Err(ControlError::Conflict("the owner of a project stays its admin".into()));
         }
         let member = member::Model { user: user.id.clone(), ..member };
-        let writing = self.inner.writing.lock().await;
-        let change = self.db().begin().await?;
-        member::Entity::delete_by_id((project.to_owned(), user.id.clone())).exec(&change).await?;
+        let change = self.change().await?;
+        member::Entity::delete_by_id((project.to_owned(), user.id.clone()))
+            .exec(change.db())
+            .await?;
         let active: member::ActiveModel = member.into();
-        let member = active.insert(&change).await?;
-        change.commit().await?;
-        drop(writing);
+        let member = active.insert(change.db()).await?;
+        change.keep().await?;
         Ok(Membership { user, member })
     }
 
@@ -194,19 +196,18 @@ impl Control {
         if of.is_some_and(|project| project.owner == user) {
             return Err(ControlError::Conflict("the owner of a project cannot be removed".into()));
         }
-        let _writing = self.inner.writing.lock().await;
-        let change = self.db().begin().await?;
-        member::Entity::delete_by_id(id).exec(&change).await?;
+        let change = self.change().await?;
+        member::Entity::delete_by_id(id).exec(change.db()).await?;
         let left =
-            member::Entity::find().filter(member::Column::User.eq(user)).count(&change).await?;
+            member::Entity::find().filter(member::Column::User.eq(user)).count(change.db()).await?;
         if left == 0 {
             api_token::Entity::delete_many()
                 .filter(api_token::Column::User.eq(user))
-                .exec(&change)
+                .exec(change.db())
                 .await?;
-            user::Entity::delete_by_id(user).exec(&change).await?;
+            user::Entity::delete_by_id(user).exec(change.db()).await?;
         }
-        change.commit().await?;
+        change.keep().await?;
         Ok(())
     }
 }

@@ -125,6 +125,26 @@ pub enum ServicePart {
         /// The databases to back up. Empty: the one in `url`.
         databases: Vec<String>,
     },
+    /// `type: mariadb` or `mysql`.
+    Mariadb {
+        /// Which of the two it was called.
+        flavour: Mariadb,
+        /// `mysql://USER@HOST[:PORT][/DATABASE][?socket=/PATH]`, never with a password.
+        url: String,
+        /// The environment variable that holds the password.
+        password_env: Option<String>,
+        /// The databases to back up. Empty: the one in `url`.
+        databases: Vec<String>,
+    },
+    /// `type: redis` or `valkey`: a whole server.
+    Redis {
+        /// Which of the two it was called.
+        flavour: Redis,
+        /// `redis://[USER@]HOST[:PORT]` or `redis+unix://[USER@]/PATH`, never with a password.
+        url: String,
+        /// The environment variable that holds the password.
+        password_env: Option<String>,
+    },
     /// `type: sqlite`.
     Sqlite {
         /// The database file.
@@ -137,7 +157,47 @@ impl ServicePart {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Postgresql { .. } => "postgresql",
+            Self::Mariadb { flavour, .. } => flavour.as_str(),
+            Self::Redis { flavour, .. } => flavour.as_str(),
             Self::Sqlite { .. } => "sqlite",
+        }
+    }
+}
+
+/// What a server of the MariaDB family was called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mariadb {
+    /// `mariadb`.
+    Mariadb,
+    /// `mysql`.
+    Mysql,
+}
+
+impl Mariadb {
+    /// The word in the configuration and in a manifest.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mariadb => "mariadb",
+            Self::Mysql => "mysql",
+        }
+    }
+}
+
+/// What a server of the Redis family was called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Redis {
+    /// `redis`.
+    Redis,
+    /// `valkey`.
+    Valkey,
+}
+
+impl Redis {
+    /// The word in the configuration and in a manifest.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Redis => "redis",
+            Self::Valkey => "valkey",
         }
     }
 }
@@ -202,7 +262,9 @@ impl Config {
             for service in environment.services.values_mut() {
                 match service {
                     ServicePart::Sqlite { path } => resolve(path),
-                    ServicePart::Postgresql { .. } => {}
+                    ServicePart::Postgresql { .. }
+                    | ServicePart::Mariadb { .. }
+                    | ServicePart::Redis { .. } => {}
                 }
             }
             for mount in environment.mounts.values_mut() {

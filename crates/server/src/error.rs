@@ -40,6 +40,12 @@ impl From<ControlError> for ApiError {
             | ControlError::WrongStatus { .. }
             | ControlError::CannotCancel(_)
             | ControlError::InvalidApiToken => StatusCode::BAD_REQUEST,
+            ControlError::Full(_) => {
+                tracing::error!("{error}: {error:?}");
+                let message = "the server has no room left to store this; nothing was changed. \
+                               Make room where its data directory is, and ask again";
+                return Self::new(StatusCode::INSUFFICIENT_STORAGE, message);
+            }
             ControlError::Unusable { .. } | ControlError::Storage(_) => {
                 tracing::error!("{error}: {error:?}");
                 let message = "the server could not store or read what this needs";

@@ -4,9 +4,11 @@
 //! they start ends with the value that they return, also when the test fails.
 
 mod postgres;
+mod scratch;
 mod unprivileged;
 
 pub use crate::postgres::{Postgres, postgres, postgres_with};
+pub use crate::scratch::{Mariadb, Redis, mariadb, redis};
 pub use crate::unprivileged::{is_root, run_as_unprivileged};
 pub use stillpoint_runtimes::ScratchOptions;
 

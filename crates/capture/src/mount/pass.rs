@@ -4,6 +4,7 @@ use super::cache::{Apart, Cache, Known};
 use super::filter::Filter;
 use super::identity::{Identity, Nanoseconds, file_system, pass_start};
 use super::walk::{Entry, Visitor, open_directory, open_file, walk};
+use crate::stream::Watched;
 use rustix::fs::{CWD, FileType, fstat};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -112,8 +113,10 @@ impl Visitor for Uploader<'_> {
 impl Uploader<'_> {
     fn read(&mut self, entry: &Entry, parent: BorrowedFd<'_>) -> io::Result<Option<Content>> {
         let Ok(mut file) = open_file(parent, entry) else { return Ok(None) };
-        let content = match self.writer.save_data(&mut file) {
+        let mut watched = Watched { content: &mut file, monitor: self.monitor };
+        let content = match self.writer.save_data(&mut watched) {
             Ok(content) => content,
+            Err(RepositoryError::Source(error)) if self.monitor.cancelled() => return Err(error),
             Err(RepositoryError::Source(_)) => return Ok(None),
             Err(other) => return Err(io::Error::other(other)),
         };
@@ -122,7 +125,6 @@ impl Uploader<'_> {
         if self.stats.largest.as_ref().is_none_or(|(_, size)| *size < content.size) {
             self.stats.largest = Some((entry.path.clone(), content.size));
         }
-        self.monitor.advance(content.size);
         let after = Identity::of(&fstat(&file)?);
         Ok((after == entry.identity && content.size == after.size).then_some(content))
     }

@@ -16,7 +16,7 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use stillpoint_model::progress::{Monitor, Silent};
+use stillpoint_model::progress::Monitor;
 use stillpoint_repository::{BlobId, Node, Reader, RestoreOptions};
 use stillpoint_services::{Aside, Restore, ServiceError, Source};
 
@@ -146,7 +146,7 @@ impl Restore for MountRestore {
         Ok(Aside(value))
     }
 
-    fn load(&mut self, aside: &Aside, _: &dyn Source) -> Result<(), ServiceError> {
+    fn load(&mut self, aside: &Aside, source: &dyn Source) -> Result<(), ServiceError> {
         let staging = self.staging(aside)?;
         // A first attempt may have been cut off.
         Self::remove_staging(&staging, |plan| plan.is_undone(&staging.root))?;
@@ -165,7 +165,7 @@ impl Restore for MountRestore {
         let (reader, _, tree) = self.from()?;
         let options = RestoreOptions::default();
         let report = reader
-            .restore(tree, &staging.loaded(), &options, &Silent)
+            .restore(tree, &staging.loaded(), &options, &Asked(source))
             .map_err(|e| at("restore into", &staging.loaded(), e))?;
         for (path, warning) in report.warnings.iter().take(10) {
             tracing::warn!("restoring {}: {}: {warning}", staging.root.display(), path.display());
@@ -176,12 +176,11 @@ impl Restore for MountRestore {
         Ok(())
     }
 
-    fn verify(&mut self, aside: &Aside, _: &dyn Source) -> Result<(), ServiceError> {
+    fn verify(&mut self, aside: &Aside, source: &dyn Source) -> Result<(), ServiceError> {
         let staging = self.staging(aside)?;
         let (reader, _, tree) = self.from()?;
-        let monitor: &dyn Monitor = &Silent;
         let differences = reader
-            .verify(tree, &staging.loaded(), monitor)
+            .verify(tree, &staging.loaded(), &Asked(source))
             .map_err(|e| at("verify", &staging.loaded(), e))?;
         match differences.first() {
             None => Ok(()),
@@ -242,6 +241,19 @@ impl Restore for MountRestore {
             }
         }
         Ok(())
+    }
+}
+
+/// The repository's engine reads for itself: it is stopped by whoever would stop the streams.
+struct Asked<'a>(&'a dyn Source);
+
+impl Monitor for Asked<'_> {
+    fn advance(&self, bytes: u64) {
+        self.0.advance(bytes);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.stopped()
     }
 }
 

@@ -4,6 +4,7 @@
 use super::cache::Cache;
 use super::mark::{Marked, MarkedEntry, What};
 use super::spool::Spool;
+use crate::stream::Watched;
 use stillpoint_model::progress::Monitor;
 use stillpoint_repository::{BlobId, Node, RepositoryError, Tree, Writer};
 
@@ -47,6 +48,9 @@ impl Storer<'_> {
     fn directory(&mut self, entries: Vec<MarkedEntry>) -> Result<BlobId, RepositoryError> {
         let mut nodes = Vec::with_capacity(entries.len());
         for entry in entries {
+            if self.monitor.cancelled() {
+                return Err(RepositoryError::Cancelled);
+            }
             let (mut node, content) = match entry.what {
                 What::Known { device, inode } => {
                     // A file with several names is known by the one that was seen last.
@@ -55,9 +59,9 @@ impl Storer<'_> {
                 }
                 What::Fresh { node, content: None } => (*node, None),
                 What::Fresh { node, content: Some(range) } => {
-                    let mut bytes = self.spool.read(range).map_err(RepositoryError::Source)?;
-                    let content = self.writer.save_data(&mut bytes)?;
-                    self.monitor.advance(content.size);
+                    let content = self.spool.read(range).map_err(RepositoryError::Source)?;
+                    let mut watched = Watched { content, monitor: self.monitor };
+                    let content = self.writer.save_data(&mut watched)?;
                     (*node, Some(content))
                 }
             };

@@ -20,4 +20,12 @@ impl Source for Interruptible<'_> {
         let content = self.source.open(path)?;
         Ok(Box::new(Watched { content, monitor: self.monitor }))
     }
+
+    fn advance(&self, bytes: u64) {
+        self.monitor.advance(bytes);
+    }
+
+    fn stopped(&self) -> bool {
+        self.monitor.cancelled()
+    }
 }

@@ -190,7 +190,7 @@ fn swap(
         }
         go_on(monitor)?;
         for gateway in gateways.iter_mut() {
-            gateway.drain(&hold)?;
+            gateway.drain(&hold, monitor)?;
         }
         // The last moment at which it can be stopped.
         go_on(monitor)?;

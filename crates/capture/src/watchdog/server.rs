@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
@@ -196,7 +196,10 @@ impl Runner {
     fn run(&self, arguments: &[String]) -> io::Result<()> {
         let mut pauses = self.pauses.iter();
         loop {
-            let error = match Command::new(&self.program).args(arguments).status() {
+            let mut command = Command::new(&self.program);
+            // Whoever reads our output may be gone; what is done must not depend on that.
+            command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+            let error = match command.status() {
                 Ok(status) if status.success() => return Ok(()),
                 Ok(status) => io::Error::other(status.to_string()),
                 Err(error) => error,

@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "files of a test need not survive a crash")]
 
 pub(crate) mod service;
+pub(crate) mod steps;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,6 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// The binary under test.
 pub(crate) const STILLPOINT: &str = env!("CARGO_BIN_EXE_stillpoint");
@@ -97,6 +99,11 @@ impl Server {
         Self { child, ready: ready.trim()["ready ".len()..].to_owned() }
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The same, with what it says on a piped standard error.
     pub(crate) fn start_heard(
         command: &mut Command,
@@ -121,6 +128,8 @@ pub(crate) struct Environment {
     gateway: Option<Server>,
     watchdog: Option<Server>,
     pub config: String,
+    /// What `password_env` names, for `up`.
+    pub passwords: Vec<(String, String)>,
 }
 
 impl Environment {
@@ -171,7 +180,8 @@ impl Environment {
             application.address,
             top.join("store").display()
         );
-        let environment = Self { application, directory, gateway: None, watchdog: None, config };
+        let (gateway, watchdog, passwords) = (None, None, Vec::new());
+        let environment = Self { application, directory, gateway, watchdog, config, passwords };
         environment.configure(&environment.config);
         environment
     }
@@ -311,18 +321,26 @@ impl Customers {
     /// Waits until this many more have been answered: requests flow.
     pub(crate) fn await_answers(&self, more: u64) {
         let goal = self.answered.load(Ordering::Relaxed) + more;
+        // No hold lasts longer than `max_hold`, which is 30 s where nobody says otherwise.
+        let until = Instant::now() + Duration::from_secs(30);
         while self.answered.load(Ordering::Relaxed) < goal {
-            std::thread::yield_now();
+            assert!(Instant::now() < until, "requests do not flow");
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// Ends them; none may have failed.
-    pub(crate) fn end_without_failures(self) {
+    /// Ends them, and says what failed.
+    pub(crate) fn end(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().unwrap();
         }
-        let failures = self.failures.lock().unwrap();
+        std::mem::take(&mut self.failures.lock().unwrap())
+    }
+
+    /// Ends them; none may have failed.
+    pub(crate) fn end_without_failures(self) {
+        let failures = self.end();
         assert!(failures.is_empty(), "{} requests failed: {:?}", failures.len(), &failures[..1]);
     }
 }

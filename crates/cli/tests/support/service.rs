@@ -8,6 +8,22 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+/// A password, and the variable that `up` finds it in.
+pub(crate) const PASSWORD: &str = "secret";
+pub(crate) const PASSWORD_ENV: &str = "PASSWORD_OF_THE_TEST";
+
+/// How long what is awaited may take. Only a test that fails waits this long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks again and again until it is so.
+pub(crate) fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < until, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A running `up`. It ends, with all its processes, when this is dropped.
 pub(crate) struct Service {
     pub environment: Environment,
@@ -30,11 +46,12 @@ impl Service {
     fn on_port(environment: Environment, port: u16) -> Self {
         let listen = format!("127.0.0.1:{port}");
         let mut command = up(&environment, &["--listen", &listen]);
+        command.envs(environment.passwords.iter().map(|(name, value)| (name, value)));
         let mut up = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .env("PASSWORD_OF_THE_TEST", "secret")
+            .env(PASSWORD_ENV, PASSWORD)
             .spawn()
             .unwrap();
         let (say, said) = mpsc::channel();
@@ -72,9 +89,8 @@ impl Service {
 
     /// Waits until `up` has said something with these words.
     pub(crate) fn await_words(&self, words: &str) -> String {
-        let until = Duration::from_secs(60);
         loop {
-            let line = self.said.recv_timeout(until).expect(words);
+            let line = self.said.recv_timeout(PATIENCE).expect(words);
             if line.contains(words) {
                 return line;
             }
@@ -128,7 +144,7 @@ impl Service {
         arguments: &[&str],
         done: impl Fn(&serde_json::Value) -> bool,
     ) -> serde_json::Value {
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + PATIENCE;
         loop {
             let mut all = arguments.to_vec();
             all.extend(["--format", "json"]);
@@ -149,14 +165,7 @@ impl Service {
 
     /// An access token for an API token.
     pub(crate) fn log_in(&self, api_token: &str) -> String {
-        let (status, answer) = self.send(
-            "POST",
-            "/oauth2/token",
-            None,
-            &format!("grant_type=api_token&api_token={api_token}"),
-        );
-        assert_eq!(status, 200, "{answer}");
-        answer["access_token"].as_str().unwrap().to_owned()
+        log_in(&self.url, api_token)
     }
 
     /// One request to the API: its status, and the JSON that came.
@@ -167,22 +176,7 @@ impl Service {
         access_token: Option<&str>,
         body: &str,
     ) -> (u16, serde_json::Value) {
-        let agent: ureq::Agent =
-            ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        let mut request = ureq::http::Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.url))
-            .header("Content-Type", "application/x-www-form-urlencoded");
-        if let Some(token) = access_token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
-        let mut response = agent.run(request.body(body.to_owned()).unwrap()).unwrap();
-        let text = response.body_mut().read_to_string().unwrap();
-        if response.status() != 204 {
-            let kind = response.headers()["content-type"].to_str().unwrap();
-            assert_eq!(kind, "application/json", "{path}");
-        }
-        (response.status().as_u16(), serde_json::from_str(&text).unwrap_or_default())
+        send(&self.url, method, path, access_token, body)
     }
 
     /// Begins again after `up` was killed.
@@ -201,6 +195,40 @@ impl Drop for Service {
         drop(self.up.stdin.take());
         self.up.wait().ok();
     }
+}
+
+/// An access token for an API token.
+pub(crate) fn log_in(url: &str, api_token: &str) -> String {
+    let form = format!("grant_type=api_token&api_token={api_token}");
+    let (status, answer) = send(url, "POST", "/oauth2/token", None, &form);
+    assert_eq!(status, 200, "{answer}");
+    answer["access_token"].as_str().unwrap().to_owned()
+}
+
+/// One request to the API at `url`: its status, and the JSON that came.
+pub(crate) fn send(
+    url: &str,
+    method: &str,
+    path: &str,
+    access_token: Option<&str>,
+    body: &str,
+) -> (u16, serde_json::Value) {
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let mut request = ureq::http::Request::builder()
+        .method(method)
+        .uri(format!("{url}{path}"))
+        .header("Content-Type", "application/x-www-form-urlencoded");
+    if let Some(token) = access_token {
+        request = request.header("Authorization", format!("Bearer {token}"));
+    }
+    let mut response = agent.run(request.body(body.to_owned()).unwrap()).unwrap();
+    let text = response.body_mut().read_to_string().unwrap();
+    if response.status() != 204 {
+        let kind = response.headers()["content-type"].to_str().unwrap();
+        assert_eq!(kind, "application/json", "{path}");
+    }
+    (response.status().as_u16(), serde_json::from_str(&text).unwrap_or_default())
 }
 
 /// `up` in this environment, with nothing of the surroundings.

@@ -123,7 +123,8 @@ impl Held {
         Err(ControlError::DrainTimeout { unfinished })
     }
 
-    fn drained_within(&self, timeout: Duration) -> Result<Option<Timestamp>, ControlError> {
+    /// Waits no longer than this, and says since when nothing is in flight; none if something is.
+    pub fn drained_within(&self, timeout: Duration) -> Result<Option<Timestamp>, ControlError> {
         let until = Instant::now() + timeout;
         let mut news = self.shared.news();
         loop {

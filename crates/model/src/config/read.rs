@@ -3,12 +3,12 @@
 use super::node::{self, Place};
 use super::reader::{Errors, Field, Table};
 use super::values::{
-    Refusal, directory_url, excludes, listen, path, pattern, postgresql_url, upstream,
-    variable_name,
+    Refusal, directory_url, excludes, listen, mariadb_url, path, pattern, postgresql_url,
+    redis_url, upstream, variable_name,
 };
 use super::{
-    Code, Config, ConfigErrors, Environment, EnvironmentKind, GatewayPart, Location, MountPart,
-    OnPartial, Region, ServicePart,
+    Code, Config, ConfigErrors, Environment, EnvironmentKind, GatewayPart, Location, Mariadb,
+    MountPart, OnPartial, Redis, Region, ServicePart,
 };
 use crate::ids::{LocationName, PartName, ProjectId};
 use std::collections::BTreeMap;
@@ -16,10 +16,10 @@ use std::fmt::Display;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
-const SERVICE_TYPES: [&str; 2] = ["postgresql", "sqlite"];
+const SERVICE_TYPES: [&str; 6] = ["postgresql", "mariadb", "mysql", "redis", "valkey", "sqlite"];
 /// Of the format, but not of this version.
-pub(super) const LATER_SERVICE_TYPES: [&str; 9] =
-    ["mariadb", "mysql", "redis", "valkey", "rabbitmq", "influxdb", "etcd", "volume", "mongodb"];
+pub(super) const LATER_SERVICE_TYPES: [&str; 5] =
+    ["rabbitmq", "influxdb", "etcd", "volume", "mongodb"];
 
 pub(super) fn config(file: &str, text: &str) -> Result<Config, ConfigErrors> {
     let mut errors = Errors::new(file);
@@ -223,6 +223,10 @@ fn service(mut table: Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
     let kind = field.text(errors)?;
     let read = match kind {
         "postgresql" => postgresql,
+        "mariadb" => mariadb,
+        "mysql" => mysql,
+        "redis" => redis,
+        "valkey" => valkey,
         "sqlite" => sqlite,
         later if LATER_SERVICE_TYPES.contains(&later) => {
             let refusal = Refusal::unsupported(&format!("a service of type `{later}`"));
@@ -244,12 +248,67 @@ fn service(mut table: Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
 }
 
 fn postgresql(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
+    let (url, password_env, databases) =
+        database_server(table, errors, "postgres://USER@HOST:PORT/DATABASE", postgresql_url)?;
+    Some(ServicePart::Postgresql { url, password_env, databases })
+}
+
+fn mariadb(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
+    mariadb_or_mysql(table, errors, Mariadb::Mariadb)
+}
+
+fn mysql(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
+    mariadb_or_mysql(table, errors, Mariadb::Mysql)
+}
+
+fn mariadb_or_mysql(
+    table: &mut Table<'_>,
+    errors: &mut Errors,
+    flavour: Mariadb,
+) -> Option<ServicePart> {
+    let (url, password_env, databases) =
+        database_server(table, errors, "mysql://USER@HOST:PORT/DATABASE", mariadb_url)?;
+    Some(ServicePart::Mariadb { flavour, url, password_env, databases })
+}
+
+fn redis(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
+    redis_or_valkey(table, errors, Redis::Redis)
+}
+
+fn valkey(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
+    redis_or_valkey(table, errors, Redis::Valkey)
+}
+
+fn redis_or_valkey(
+    table: &mut Table<'_>,
+    errors: &mut Errors,
+    flavour: Redis,
+) -> Option<ServicePart> {
     let url = table
-        .require("url", "write `url: \"postgres://USER@HOST:PORT/DATABASE\"`")
-        .and_then(|field| Some((field.text_as(errors, postgresql_url)?, field)));
-    let password_env = optional(table.take("password_env"), errors, |field, errors| {
+        .require("url", "write `url: \"redis://HOST:PORT\"`")
+        .and_then(|field| field.text_as(errors, redis_url));
+    let password_env = password_env(table, errors);
+    Some(ServicePart::Redis { flavour, url: url?, password_env: password_env? })
+}
+
+#[allow(clippy::option_option, reason = "none: it is wrong; none in it: it is not there")]
+fn password_env(table: &mut Table<'_>, errors: &mut Errors) -> Option<Option<String>> {
+    optional(table.take("password_env"), errors, |field, errors| {
         field.text_as(errors, variable_name).map(Some)
-    });
+    })
+}
+
+/// A server of which one or more databases are backed up.
+fn database_server(
+    table: &mut Table<'_>,
+    errors: &mut Errors,
+    form: &str,
+    read: impl Fn(&str) -> Result<(String, Option<String>), Refusal>,
+) -> Option<(String, Option<String>, Vec<String>)> {
+    let url = table
+        .require("url", &format!("write `url: \"{form}\"`"))
+        .and_then(|field| Some((field.text_as(errors, read)?, field)));
+    let password_env = password_env(table, errors);
     let databases = optional(table.take("databases"), errors, |field, errors| {
         let mut databases: Vec<String> = Vec::new();
         for (field, name) in field.texts(errors)? {
@@ -266,10 +325,10 @@ fn postgresql(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart>
         field.refuse(
             errors,
             Refusal::new("neither the URL nor `databases` names a database")
-                .hint("write \"postgres://USER@HOST:PORT/DATABASE\""),
+                .hint(format!("write \"{form}\"")),
         );
     }
-    Some(ServicePart::Postgresql { url, password_env: password_env?, databases })
+    Some((url, password_env?, databases))
 }
 
 fn sqlite(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
@@ -373,7 +432,7 @@ fn agree(
     }
     let databases = environment.services.iter().filter_map(|(name, part)| match part {
         ServicePart::Sqlite { path } => Some((name, plain(path))),
-        ServicePart::Postgresql { .. } => None,
+        _ => None,
     });
     for (name, path) in databases {
         for (mount, part) in &environment.mounts {

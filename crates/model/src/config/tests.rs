@@ -198,7 +198,7 @@ fn a_missing_key_is_named_with_what_to_write() {
     refused(
         &with("type: sqlite, ", ""),
         "stillpoint.yaml:10:7: key `environments.main.services.local.type`: this key is missing; \
-         write `type:` with one of: postgresql, sqlite",
+         write `type:` with one of: postgresql, mariadb, mysql, redis, valkey, sqlite",
     );
     refused(
         "project: shop\nenvironments: {}\n",
@@ -258,13 +258,60 @@ fn a_word_that_is_none_of_the_known_ones_is_refused_with_the_list() {
     refused(
         &with("type: sqlite", "type: oracle"),
         "stillpoint.yaml:10:22: key `environments.main.services.local.type`: `oracle` is not a \
-         value that this key can have; it is one of: postgresql, sqlite",
+         value that this key can have; it is one of: postgresql, mariadb, mysql, redis, valkey, sqlite",
     );
     refused(
         &with("    mounts:", "    on_partial: ignore\n    mounts:"),
         "stillpoint.yaml:11:17: key `environments.main.on_partial`: `ignore` is not a value that \
          this key can have; it is one of: partial, fail",
     );
+}
+
+#[test]
+fn every_kind_of_database_server_is_read() {
+    let services = "      shop: { type: mysql, url: \"mysql://shop@db/shop\", databases: [a, b] }\n\
+                    \x20     other: { type: mariadb, url: \"mysql://a@/b?socket=/run/mysqld.sock\", \
+                    password_env: P }\n\
+                    \x20     cache: { type: redis, url: \"redis://127.0.0.1:6379\", password_env: P }\n\
+                    \x20     more: { type: valkey, url: \"redis+unix:///run/valkey.sock\" }\n    mounts:";
+    let config = parse("stillpoint.yaml", &with("    mounts:", services)).unwrap();
+    let services = &main_of(&config).services;
+    let kinds: Vec<&str> = services.values().map(ServicePart::kind).collect();
+    assert_eq!(kinds, ["redis", "postgresql", "sqlite", "valkey", "mariadb", "mysql"]);
+    let ServicePart::Mariadb { databases, .. } = &services[&name("shop")] else { panic!() };
+    assert_eq!(databases, &["a", "b"]);
+}
+
+#[test]
+fn a_redis_server_is_named_without_a_password_or_a_database() {
+    let line = |url: &str| {
+        with("    mounts:", &format!("      cache: {{ type: redis, url: \"{url}\" }}\n    mounts:"))
+    };
+    for (url, problem) in [
+        ("redis://:secret@cache", "a password does not belong in this file"),
+        ("redis://cache/3", "the whole server is backed up: the URL names no database"),
+        ("rediss://cache", "TLS to Redis is not supported by this version yet"),
+        ("redis+unix://relative", "a socket's path is absolute"),
+        ("redis://cache:0", "the URL lacks a host, or its port is 0"),
+        ("http://cache", "this is not a Redis URL"),
+    ] {
+        let said = refusals(&line(url));
+        assert!(said.contains(&format!("services.cache.url`: {problem}")), "{said}");
+        assert!(!said.contains("secret"), "{said}");
+    }
+}
+
+#[test]
+fn a_mariadb_server_is_named_like_a_postgresql_one() {
+    for (url, problem) in [
+        ("mysql://shop:s3cret@db/shop", "a password does not belong in this file"),
+        ("postgres://shop@db/shop", "this is not a MariaDB or MySQL URL"),
+        ("mysql://shop@db", "neither the URL nor `databases` names a database"),
+    ] {
+        let line = format!("      my: {{ type: mariadb, url: \"{url}\" }}\n    mounts:");
+        let said = refusals(&with("    mounts:", &line));
+        assert!(said.contains(problem) && !said.contains("s3cret"), "{said}");
+    }
 }
 
 #[test]
@@ -275,7 +322,7 @@ fn what_a_later_version_will_do_is_refused_and_never_ignored() {
             &format!(
                 "stillpoint.yaml:10:22: key `environments.main.services.local.type`: a service of \
                  type `{later}` is not supported by this version yet; this version has: \
-                 postgresql, sqlite"
+                 postgresql, mariadb, mysql, redis, valkey, sqlite"
             ),
         );
     }

@@ -27,6 +27,13 @@ impl Refusal {
             .hint("remove it if backups may do without it")
     }
 
+    pub(super) fn password() -> Self {
+        Self::new("a password does not belong in this file").hint(
+            "take it out of the URL, put it into an environment variable, and name that with \
+             `password_env`",
+        )
+    }
+
     pub(super) fn not_one_of(given: &str, known: &[&str]) -> Self {
         let one_of = format!("one of: {}", list_of(known));
         Self::new(format!("`{given}` is not a value that this key can have")).hint(
@@ -160,12 +167,40 @@ fn host_and_port(authority: &str) -> Result<(&str, Option<u16>), Refusal> {
 
 /// A PostgreSQL URL without a password. The name of the database in it, if any, comes with it.
 pub(super) fn postgresql_url(given: &str) -> Result<(String, Option<String>), Refusal> {
-    let form = "write \"postgres://USER@HOST:PORT/DATABASE\"";
+    database_url(
+        given,
+        &["postgres://", "postgresql://"],
+        "host",
+        "this is not a PostgreSQL URL",
+        "write \"postgres://USER@HOST:PORT/DATABASE\"",
+    )
+}
+
+/// The same of a MariaDB or MySQL URL.
+pub(super) fn mariadb_url(given: &str) -> Result<(String, Option<String>), Refusal> {
+    database_url(
+        given,
+        &["mysql://", "mariadb://"],
+        "socket",
+        "this is not a MariaDB or MySQL URL",
+        "write \"mysql://USER@HOST:PORT/DATABASE\"",
+    )
+}
+
+/// `SCHEME://USER@HOST[:PORT][/DATABASE][?...]`; with the parameter `elsewhere` the host may be
+/// missing.
+fn database_url(
+    given: &str,
+    schemes: &[&str],
+    elsewhere: &str,
+    other: &str,
+    form: &str,
+) -> Result<(String, Option<String>), Refusal> {
     let refuse = |problem: &str| Refusal::new(problem).hint(form);
-    let rest = ["postgres://", "postgresql://"]
+    let rest = schemes
         .iter()
         .find_map(|scheme| given.strip_prefix(scheme))
-        .ok_or_else(|| refuse("this is not a PostgreSQL URL"))?;
+        .ok_or_else(|| refuse(other))?;
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     // A password may hold a `/` that should have been escaped: look for the last `@`.
     let (user, rest) = rest.rsplit_once('@').ok_or_else(|| refuse("the URL names no user"))?;
@@ -173,10 +208,7 @@ pub(super) fn postgresql_url(given: &str) -> Result<(String, Option<String>), Re
         query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)
     };
     if user.contains(':') || parameter("password").is_some() {
-        return Err(Refusal::new("a password does not belong in this file").hint(
-            "take it out of the URL, put it into an environment variable, and name that with \
-             `password_env`",
-        ));
+        return Err(Refusal::password());
     }
     if user.is_empty() || user.contains('/') {
         return Err(refuse("the URL names no user"));
@@ -186,7 +218,7 @@ pub(super) fn postgresql_url(given: &str) -> Result<(String, Option<String>), Re
         return Err(refuse("the URL names several hosts; a backup is of one server"));
     }
     let (host, port) = host_and_port(authority).map_err(|refusal| refusal.hint(form))?;
-    if host.is_empty() && parameter("host").is_none() {
+    if host.is_empty() && parameter(elsewhere).is_none() {
         return Err(refuse("the URL names no host"));
     }
     if port == Some(0) {
@@ -197,6 +229,44 @@ pub(super) fn postgresql_url(given: &str) -> Result<(String, Option<String>), Re
     }
     let database = (!database.is_empty()).then(|| database.to_owned());
     Ok((given.to_owned(), database))
+}
+
+/// A Redis or Valkey URL without a password: of a server, with all its databases.
+pub(super) fn redis_url(given: &str) -> Result<String, Refusal> {
+    let form = "write \"redis://HOST:PORT\", or \"redis+unix:///PATH\" for a socket";
+    let refuse = |problem: &str| Refusal::new(problem).hint(form);
+    if given.starts_with("rediss://") || given.starts_with("valkeys://") {
+        return Err(Refusal::unsupported("TLS to Redis").hint(form));
+    }
+    let after = |schemes: &[&str]| schemes.iter().find_map(|s| given.strip_prefix(s));
+    let socket = after(&["redis+unix://", "valkey+unix://", "unix://"]);
+    let rest = socket
+        .or_else(|| after(&["redis://", "valkey://"]))
+        .ok_or_else(|| refuse("this is not a Redis URL"))?;
+    let (user, rest) = rest.rsplit_once('@').unwrap_or(("", rest));
+    if user.contains(':') {
+        return Err(Refusal::password());
+    }
+    if rest.contains(['?', '#']) {
+        return Err(refuse("the URL has options, and none is known"));
+    }
+    if socket.is_some() {
+        let absolute = rest.starts_with('/');
+        return if absolute {
+            Ok(given.to_owned())
+        } else {
+            Err(refuse("a socket's path is absolute"))
+        };
+    }
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    if !database.is_empty() {
+        return Err(refuse("the whole server is backed up: the URL names no database"));
+    }
+    let (host, port) = host_and_port(authority).map_err(|refusal| refusal.hint(form))?;
+    if host.is_empty() || port == Some(0) {
+        return Err(refuse("the URL lacks a host, or its port is 0"));
+    }
+    Ok(given.to_owned())
 }
 
 /// The name of an environment variable. What was given is not repeated: it may be the secret

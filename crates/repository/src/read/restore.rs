@@ -283,6 +283,10 @@ impl Restore<'_> {
     fn write(&self, job: &Job) -> Result<(), RepositoryError> {
         let mut offset = job.offset;
         for id in &job.blobs {
+            // Of one large file too: there may be nothing else left to walk to.
+            if self.monitor.cancelled() {
+                return Err(RepositoryError::Cancelled);
+            }
             let data = self.reader.data(id)?;
             // The offsets come from the index. A second copy of the blob, listed with another
             // length, may have been the one that opened.

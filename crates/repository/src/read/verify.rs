@@ -115,6 +115,9 @@ impl Reader {
         };
         let mut bytes = Vec::new();
         for blob in blobs {
+            if monitor.cancelled() {
+                return Err(RepositoryError::Cancelled);
+            }
             bytes.resize(self.blob_length(blob)? as usize, 0);
             if let Err(error) = file.read_exact(&mut bytes) {
                 return Ok(Some(format!("it cannot be read: {error}")));

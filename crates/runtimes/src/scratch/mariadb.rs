@@ -112,6 +112,10 @@ impl ScratchMariadb {
         let first = dir.join("first.sql");
         secret_file(&first, &first_statements(options, &password, &root_password), &account)?;
         let path = socket.path.join("mariadb.sock");
+        let scratch_tables = dir.join("tmp");
+        fs::create_dir(&scratch_tables)
+            .map_err(|source| io_error("create", &scratch_tables, source))?;
+        account.own(&scratch_tables)?;
         let mut arguments = vec![
             "--no-defaults".to_owned(),
             format!("--datadir={}", data_dir.display()),
@@ -119,6 +123,8 @@ impl ScratchMariadb {
             format!("--socket={}", path.display()),
             format!("--pid-file={}", dir.join("mariadb.pid").display()),
             format!("--init-file={}", first.display()),
+            // Its own: a server that starts takes another's temporary tables for leftovers.
+            format!("--tmpdir={}", scratch_tables.display()),
             "--skip-networking".to_owned(),
             "--innodb-buffer-pool-size=32M".to_owned(),
             "--character-set-server=utf8mb4".to_owned(),

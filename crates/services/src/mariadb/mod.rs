@@ -2,27 +2,38 @@
 //!
 //! What it keeps, and what would break without it:
 //! - A dump per database waits at a gate of ours before the statement that takes its snapshot; the
-//!   mark locks commits out, lets all pass, and unlocks. Without it each would see its own instant.
+//!   mark locks commits out, lets all take theirs, and unlocks. Without it each would see its own
+//!   instant.
 //! - What changes a table's definition after the mark loses rows silently (a swap by RENAME, DROP
-//!   PARTITION, TRUNCATE): table ids and definitions are compared before the mark and after the
-//!   capture, and a difference fails the capture.
-//! - Triggers, views, routines and events are captured as statements of their own, because tables
+//!   PARTITION, TRUNCATE): definitions are compared just before the mark and after the capture,
+//!   and a difference fails the capture.
+//! - Views, triggers, routines and events are captured as statements of their own, because tables
 //!   with triggers, and views, cannot be renamed into another database.
+//! - What a dump cannot carry is a gap, and an engine without snapshots a doubt, by name.
 //!
-//! A restore loads into a database of its own, compares every table's checksum, and swaps by one
-//! `RENAME TABLE`.
+//! A restore loads into a database of its own, compares definitions, rows and checksums, and swaps
+//! by one `RENAME TABLE`.
 
+mod capture;
 mod catalog;
 mod connection;
+mod count;
 mod dump;
 mod gate;
+mod grants;
+mod lock;
+mod login;
+mod objects;
 mod prepared;
+mod print;
 mod restore;
 mod rights;
+mod scan;
+mod tools;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use connection::Login;
+use login::Login;
 
 use crate::{Driver, Finding, Prepared, Restore, ServiceError};
 
@@ -90,21 +101,6 @@ impl Mariadb {
     pub fn with_table_lock(mut self) -> Self {
         self.table_lock = true;
         self
-    }
-
-    /// The first of `names` in any of the tool directories.
-    fn tool(&self, names: [&str; 2]) -> Result<PathBuf, ServiceError> {
-        let usual = [PathBuf::from("/usr/bin"), PathBuf::from("/usr/local/bin")];
-        let dirs = || self.tool_dirs.iter().chain(&usual);
-        names
-            .iter()
-            .flat_map(|name| dirs().map(move |dir| dir.join(name)))
-            .find(|path: &PathBuf| Path::is_file(path))
-            .ok_or_else(|| {
-                ServiceError::new(format!("find the program {}", names[0]))
-                    .because("it is in none of the directories for programs")
-                    .hint("install the Debian package mariadb-client")
-            })
     }
 }
 

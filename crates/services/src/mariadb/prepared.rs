@@ -1,8 +1,12 @@
-//! Prepare, mark and capture.
+//! Prepare and mark.
+//!
+//! A dump per database is parked at its gate in prepare. The mark first looks whether the
+//! definitions are still those of prepare, outside of the lock (a change after that look is found
+//! after the capture); then it locks commits out, has every dump and a reader of ours given its
+//! snapshot, and ends the lock. It can be repeated: the same sessions get another snapshot.
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
-use std::path::PathBuf;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use mysql::Conn;
@@ -10,53 +14,49 @@ use mysql::prelude::Queryable;
 use stillpoint_model::manifest::Marker;
 use tempfile::TempDir;
 
-use super::catalog::{self, CATALOG, Catalog, Database};
-use super::connection::{Login, run};
+use super::connection::run;
 use super::dump::Dump;
-use super::{Mariadb, rights};
+use super::lock::Lock;
+use super::login::Login;
+use super::print::Print;
+use super::tools::{Dumper, Version};
+use super::{Mariadb, catalog, rights};
 use crate::{Captured, Prepared, ServiceError, Sink};
 
 /// A prepared server: one parked dump for each database.
 pub(super) struct PreparedMariadb {
     // Dumps end before their directory goes.
-    dumps: Vec<Dump>,
-    control: Conn,
+    pub(super) dumps: Vec<Dump>,
+    pub(super) control: Conn,
     /// Shares the dumps' instant, and counts rows in it.
-    reader: Conn,
+    pub(super) reader: Conn,
     login: Login,
-    databases: Vec<String>,
-    program: PathBuf,
-    version: String,
-    mariadb: bool,
-    table_lock: bool,
-    /// Of each database, as it was before the mark.
-    prints: Vec<BTreeMap<String, String>>,
-    doubts: Vec<String>,
-    marked: bool,
+    pub(super) databases: Vec<String>,
+    dumper: Dumper,
+    pub(super) server: Version,
+    lock: Lock,
+    /// Of each database, as it was just before the mark.
+    pub(super) prints: Vec<Print>,
+    pub(super) marked: bool,
     dir: TempDir,
 }
 
 impl PreparedMariadb {
     pub(super) fn new(driver: &Mariadb) -> Result<Self, ServiceError> {
-        let program = driver.tool(["mariadb-dump", "mysqldump"])?;
         let mut control = driver.login.connect()?;
-        let reader = driver.login.connect()?;
-        let version: Option<String> = control
-            .query_first("SELECT VERSION()")
-            .map_err(|e| ServiceError::new("read the server's version").because(e))?;
-        let version = version.unwrap_or_default();
-        let mariadb = version.contains("MariaDB");
-        rights::refuse_backup(&mut control, &driver.databases)?;
-        let mut doubts = Vec::new();
+        let server = Version::of_server(&mut control)?;
+        let dumper = driver.dumper(&server)?;
+        rights::refuse_backup(&mut control, &driver.databases, &server)?;
         for database in &driver.databases {
-            for (table, engine) in catalog::tables(&mut control, database)? {
-                if !engine.eq_ignore_ascii_case("InnoDB") {
-                    doubts.push(format!(
-                        "table {database}.{table} has the engine {engine}, which knows no snapshots"
-                    ));
-                }
+            if catalog::defaults(&mut control, database)?.is_none() {
+                return Err(ServiceError::new(format!("back up the database {database}"))
+                    .because("the server has none of this name"));
             }
         }
+        let reader = driver.login.connect()?;
+        let stages = server.mariadb && server.release >= (10, 4) && !driver.table_lock;
+        let lock = if stages { Lock::Stages } else { Lock::Tables };
+        lock.warm_up(&mut control)?;
         let dir = tempfile::Builder::new()
             .prefix("stillpoint-mariadb-")
             .tempdir()
@@ -67,128 +67,116 @@ impl PreparedMariadb {
             reader,
             login: driver.login.clone(),
             databases: driver.databases.clone(),
-            program,
-            table_lock: driver.table_lock || !mariadb || before_10_4(&version),
-            version,
-            mariadb,
+            dumper,
+            server,
+            lock,
             prints: Vec::new(),
-            doubts,
             marked: false,
             dir,
         };
+        prepared.prints = prepared.look()?;
         prepared.park()?;
         Ok(prepared)
     }
 
+    /// The definitions of every database, as they are now.
+    pub(super) fn look(&mut self) -> Result<Vec<Print>, ServiceError> {
+        let mariadb = self.server.mariadb;
+        let control = &mut self.control;
+        self.databases.iter().map(|name| Print::read(control, name, mariadb)).collect()
+    }
+
+    /// Whether the dump of a database carries the history of its system-versioned tables.
+    pub(super) fn carries_history(&self, print: &Print) -> bool {
+        let known = self.server.knows_history() && self.dumper.version.knows_history();
+        known && print.versioned && !print.by_transaction
+    }
+
+    /// Starts a dump of each database, all at once, and waits for them at their gates.
     fn park(&mut self) -> Result<(), ServiceError> {
         self.dumps.clear();
-        self.prints.clear();
-        for (number, database) in self.databases.iter().enumerate() {
-            self.prints.push(catalog::fingerprint(&mut self.control, database, self.mariadb)?);
-            let views: Vec<String> = catalog::objects(&mut self.control, database)?
-                .into_iter()
-                .filter(|object| object.kind == "VIEW")
-                .map(|object| object.name)
-                .collect();
+        for (number, (database, print)) in self.databases.iter().zip(&self.prints).enumerate() {
             let dir = self.dir.path().join(number.to_string());
-            let dump = Dump::start(&self.program, &self.login, database, &views, &dir)?;
-            self.dumps.push(dump);
+            let history = self.carries_history(print);
+            self.dumps.push(Dump::start(
+                &self.dumper,
+                &self.login,
+                database,
+                &print.views,
+                history,
+                &dir,
+            )?);
         }
-        Ok(())
+        self.dumps.iter_mut().try_for_each(Dump::wait_parked)
     }
 
-    fn lock(&mut self) -> Result<(), ServiceError> {
-        let statements: &[&str] = if self.table_lock {
-            &["SET SESSION lock_wait_timeout = 1", "FLUSH TABLES WITH READ LOCK"]
-        } else {
-            &[
-                "SET SESSION lock_wait_timeout = 5",
-                "BACKUP STAGE START",
-                "BACKUP STAGE FLUSH",
-                "BACKUP STAGE BLOCK_DDL",
-                "BACKUP STAGE BLOCK_COMMIT",
-            ]
+    /// Takes the definitions of this moment as those of the mark. The parked dumps know of them
+    /// only which are views, and whether there is history: they are parked anew if that changed.
+    fn refresh(&mut self) -> Result<(), ServiceError> {
+        let mut same = true;
+        for (name, print) in self.databases.iter().zip(&self.prints) {
+            let glance = Print::glance(&mut self.control, name, self.server.mariadb)?;
+            same = same && glance.looks_like(print);
+        }
+        if same {
+            return Ok(());
+        }
+        let now = self.look()?;
+        let before = std::mem::replace(&mut self.prints, now);
+        let fits = |(now, before): (&Print, &Print)| {
+            now.views == before.views && self.carries_history(now) == self.carries_history(before)
         };
-        for statement in statements {
-            if let Err(error) = run(&mut self.control, statement) {
-                let busy = self.busy();
-                let _ = self.unlock();
-                return Err(match busy {
-                    Some(busy) => error.hint(format!("it was held up by: {busy}")),
-                    None => error,
-                });
-            }
-        }
-        Ok(())
+        if self.prints.iter().zip(&before).all(fits) { Ok(()) } else { self.park() }
     }
 
-    /// The statement that has run longest.
-    fn busy(&mut self) -> Option<String> {
-        self.control
-            .query_first(
-                "SELECT CONCAT(user, ' for ', time, ' s: ', info) FROM \
-                 information_schema.processlist WHERE info IS NOT NULL AND id <> \
-                 CONNECTION_ID() AND command <> 'Daemon' ORDER BY time DESC LIMIT 1",
-            )
-            .ok()
-            .flatten()
+    fn snapshots(&mut self) -> Result<(), ServiceError> {
+        self.dumps.iter().for_each(Dump::ask);
+        let read = run(&mut self.reader, "START TRANSACTION WITH CONSISTENT SNAPSHOT");
+        // Each is waited for, also after a failure: none may take its snapshot later, unseen.
+        let granted: Vec<_> = self.dumps.iter().map(Dump::wait_granted).collect();
+        read.and(granted.into_iter().collect())
     }
-
-    fn unlock(&mut self) -> Result<(), ServiceError> {
-        let statement = if self.table_lock { "UNLOCK TABLES" } else { "BACKUP STAGE END" };
-        run(&mut self.control, statement)
-    }
-
-    fn pass(&mut self) -> Result<(), ServiceError> {
-        for dump in &self.dumps {
-            dump.open();
-        }
-        run(&mut self.reader, "START TRANSACTION WITH CONSISTENT SNAPSHOT")?;
-        self.dumps.iter().try_for_each(Dump::wait_passed)
-    }
-
-    fn refuse_changed(&mut self) -> Result<(), ServiceError> {
-        for (database, before) in self.databases.iter().zip(&self.prints) {
-            let after = catalog::fingerprint(&mut self.control, database, self.mariadb)?;
-            let differs = |(name, value): &(&String, &String)| before.get(*name) != Some(*value);
-            let changed = after.iter().find(differs).map(|(name, _)| name.clone());
-            let gone = || before.keys().find(|name| !after.contains_key(*name)).cloned();
-            if let Some(name) = changed.or_else(gone) {
-                return Err(ServiceError::new(format!("capture the database {database}"))
-                    .because(format!("{name} was changed while the backup ran"))
-                    .hint("back up again when no tables are being changed"));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn before_10_4(version: &str) -> bool {
-    let mut parts = version.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) < (10, 4)
 }
 
 impl Prepared for PreparedMariadb {
     fn facts(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([("server".to_owned(), self.version.clone())])
+        let lock = match self.lock {
+            Lock::Stages => "BACKUP STAGE BLOCK_COMMIT",
+            Lock::Tables => "FLUSH TABLES WITH READ LOCK",
+        };
+        BTreeMap::from([
+            ("server".to_owned(), self.server.text.clone()),
+            ("dump".to_owned(), self.dumper.version.text.clone()),
+            ("lock".to_owned(), lock.to_owned()),
+        ])
     }
 
     fn doubts(&self) -> Vec<String> {
-        self.doubts.clone()
+        let named = |(database, print): (&String, &Print)| {
+            let said = print.others.iter().map(|(table, engine)| {
+                format!(
+                    "table {database}.{table} has the engine {engine}, which knows no snapshots"
+                )
+            });
+            said.collect::<Vec<_>>()
+        };
+        self.databases.iter().zip(&self.prints).flat_map(named).collect()
     }
 
     fn mark_blocks_writers(&self) -> bool {
         true
     }
 
+    /// Rows written by anybody at this server, in any database, also those of transactions that
+    /// have not ended. The server's own temporary tables are counted elsewhere; those of
+    /// `CREATE TEMPORARY TABLE` are counted here.
     fn counter(&mut self) -> Result<String, ServiceError> {
         let doing = || ServiceError::new("read the server's counters of writes");
         let counters: Vec<(String, String)> = self
             .control
             .query(
-                "SHOW GLOBAL STATUS WHERE variable_name IN ('Handler_write', 'Handler_update', \
-                 'Handler_delete', 'Innodb_rows_inserted', 'Innodb_rows_updated', \
-                 'Innodb_rows_deleted')",
+                "SHOW GLOBAL STATUS WHERE variable_name IN \
+                 ('Handler_write', 'Handler_update', 'Handler_delete', 'Com_truncate')",
             )
             .map_err(|e| doing().because(e))?;
         let values: Vec<String> = counters.into_iter().map(|(_, value)| value).collect();
@@ -196,76 +184,30 @@ impl Prepared for PreparedMariadb {
     }
 
     fn mark(&mut self) -> Result<Marker, ServiceError> {
-        if self.marked {
-            self.marked = false;
-            run(&mut self.reader, "ROLLBACK")?;
-            self.park()?;
-        }
-        self.lock()?;
-        let passed = self.pass();
+        self.marked = false;
+        self.refresh()?;
+        self.lock.take(&mut self.control)?;
+        let begin = Instant::now();
+        let taken = self.snapshots();
         let at = Timestamp::now();
-        let position: Option<String> = if self.mariadb {
+        let position: Option<String> = if self.server.mariadb {
             self.control.query_first("SELECT @@gtid_binlog_pos").ok().flatten()
         } else {
             None
         };
-        self.unlock()?;
-        passed?;
+        self.lock.end(&mut self.control)?;
+        let locked = begin.elapsed().as_micros();
+        taken?;
         self.marked = true;
-        let values = position.filter(|text| !text.is_empty());
-        Ok(Marker { at, values: values.map(|v| ("gtid".to_owned(), v)).into_iter().collect() })
+        let mut values = BTreeMap::from([("locked_us".to_owned(), locked.to_string())]);
+        values.extend(position.filter(|text| !text.is_empty()).map(|v| ("gtid".to_owned(), v)));
+        Ok(Marker { at, values })
     }
 
     fn capture(&mut self, sink: &dyn Sink) -> Result<Captured, ServiceError> {
         if !std::mem::take(&mut self.marked) {
             return Err(ServiceError::new("capture the server").because("it was not marked"));
         }
-        let mut captured = Captured::default();
-        let dumps: Vec<_> = self.dumps.drain(..).zip(&self.databases).collect();
-        let streamed: Vec<Result<u64, ServiceError>> = std::thread::scope(|scope| {
-            let running: Vec<_> = dumps
-                .into_iter()
-                .map(|(dump, database)| {
-                    scope.spawn(move || dump.stream(&format!("{database}.sql"), sink))
-                })
-                .collect();
-            running
-                .into_iter()
-                .map(|thread| {
-                    thread.join().unwrap_or_else(|_| Err(ServiceError::new("stream a dump")))
-                })
-                .collect()
-        });
-        for bytes in streamed {
-            captured.bytes += bytes?;
-        }
-        let mut databases = Vec::new();
-        for database in &self.databases {
-            let mut tables = BTreeMap::new();
-            for (table, engine) in catalog::tables(&mut self.reader, database)? {
-                let counted = catalog::count(&mut self.reader, database, &table, &engine)?;
-                tables.insert(table, counted);
-            }
-            captured.items += tables.len() as u64;
-            let defaults: Option<(String, String)> = self
-                .control
-                .exec_first(
-                    "SELECT default_character_set_name, default_collation_name FROM \
-                     information_schema.schemata WHERE schema_name = ?",
-                    (database,),
-                )
-                .map_err(|e| ServiceError::new(format!("look at {database}")).because(e))?;
-            let (character_set, collation) = defaults.unwrap_or_default();
-            let objects = catalog::objects(&mut self.control, database)?;
-            let name = database.clone();
-            databases.push(Database { name, character_set, collation, tables, objects });
-        }
-        self.refuse_changed()?;
-        let text = serde_json::to_string_pretty(&Catalog::new(self.version.clone(), databases))
-            .map_err(|e| ServiceError::new(format!("write {CATALOG}")).because(e))?;
-        captured.bytes += sink
-            .write(CATALOG, &mut Cursor::new(text.as_bytes()))
-            .map_err(|e| ServiceError::new(format!("store {CATALOG}")).because(e))?;
-        Ok(captured)
+        self.capture_marked(sink)
     }
 }

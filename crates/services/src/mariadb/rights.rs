@@ -1,13 +1,19 @@
-//! The account's rights: what a backup and a restore need, and the statement that gives it.
+//! The account's rights: what a backup and a restore need, and the statement that gives it. The
+//! lists are the least there is: `docs/services.md` has them as well.
 
 use mysql::Conn;
 use mysql::prelude::Queryable;
 
 use super::Mariadb;
 use super::connection::name;
+use super::grants::Held;
+use super::objects::Object;
+use super::tools::Version;
 use crate::{Finding, NeededFor, ServiceError};
 
+/// RELOAD for the lock of the mark, PROCESS for the ids of tables.
 const BACKUP_GLOBAL: [&str; 2] = ["RELOAD", "PROCESS"];
+/// Without SHOW VIEW, TRIGGER and EVENT such things are not seen at all.
 const BACKUP_DATABASE: [&str; 4] = ["SELECT", "SHOW VIEW", "TRIGGER", "EVENT"];
 const RESTORE_DATABASE: [&str; 14] = [
     "SELECT",
@@ -25,93 +31,60 @@ const RESTORE_DATABASE: [&str; 14] = [
     "CREATE ROUTINE",
     "ALTER ROUTINE",
 ];
+/// The databases beside the live ones, as GRANT names them, and one of them.
+const ASIDE: (&str, &str) = ("stillpoint\\_%", "stillpoint_x");
 
-struct Held {
-    user: String,
-    global: Vec<String>,
-    /// (the database as a pattern holds it, privilege)
-    of_database: Vec<(String, String)>,
-    reads_routines: bool,
-}
-
-fn held(session: &mut Conn) -> Result<Held, ServiceError> {
-    let mut read = || -> Result<Held, mysql::Error> {
-        let user: String = session.query_first("SELECT CURRENT_USER()")?.unwrap_or_default();
-        let (who, host) = user.rsplit_once('@').unwrap_or((user.as_str(), "%"));
-        let grantee = format!("'{who}'@'{host}'");
-        let global = session.exec(
-            "SELECT privilege_type FROM information_schema.user_privileges WHERE grantee = ?",
-            (&grantee,),
-        )?;
-        let of_database = session.exec(
-            "SELECT table_schema, privilege_type FROM information_schema.schema_privileges \
-             WHERE grantee = ?",
-            (&grantee,),
-        )?;
-        let proc: Option<u8> = session.exec_first(
-            "SELECT 1 FROM information_schema.table_privileges WHERE grantee = ? \
-             AND table_schema = 'mysql' AND table_name = 'proc' AND privilege_type = 'SELECT'",
-            (&grantee,),
-        )?;
-        Ok(Held { user: grantee, global, of_database, reads_routines: proc.is_some() })
-    };
-    read().map_err(|e| ServiceError::new("read the account's own privileges").because(e))
-}
+/// (what, statement)
+type Lack = (String, String);
 
 impl Held {
-    fn globally(&self, right: &str) -> bool {
-        self.global.iter().any(|held| held == right)
-    }
-
-    fn on(&self, database: &str, right: &str) -> bool {
-        self.globally(right)
-            || self.of_database.iter().any(|(pattern, held)| {
-                held == right && (pattern == database || pattern.replace('\\', "") == database)
-            })
-    }
-
-    /// What is missing for backups: (what, statement).
-    fn lacks_for_backup(&self, databases: &[String]) -> Vec<(String, String)> {
+    fn lacks_for_backup(&self, databases: &[String], server: &Version) -> Vec<Lack> {
         let mut lacks = Vec::new();
         for right in BACKUP_GLOBAL {
             if !self.globally(right) {
-                lacks.push((right.to_owned(), format!("GRANT {right} ON *.* TO {}", self.user)));
+                let grant = format!("GRANT {right} ON *.* TO {}", self.grantee());
+                lacks.push((right.to_owned(), grant));
             }
         }
         for database in databases {
             for right in BACKUP_DATABASE {
                 if !self.on(database, right) {
-                    let grant = format!("GRANT {right} ON {}.* TO {}", name(database), self.user);
-                    lacks.push((format!("{right} on {database}"), grant));
+                    lacks.push(self.lack(database, right));
                 }
             }
         }
-        // Without it routines of other accounts are not seen at all.
-        if !self.globally("SELECT") && !self.reads_routines && !self.globally("SHOW CREATE ROUTINE")
-        {
-            let grant = format!("GRANT SELECT ON mysql.proc TO {}", self.user);
-            lacks.push(("SELECT on mysql.proc".to_owned(), grant));
+        // Without it the bodies of other accounts' routines are not shown.
+        let reads_routines = self.on_table("mysql", "proc", "SELECT")
+            || self.globally("SHOW CREATE ROUTINE")
+            || self.globally("SHOW_ROUTINE");
+        if !reads_routines && !self.globally("SELECT") {
+            let (right, place) =
+                if server.mariadb { ("SELECT", "mysql.proc") } else { ("SHOW_ROUTINE", "*.*") };
+            let grant = format!("GRANT {right} ON {place} TO {}", self.grantee());
+            lacks.push((format!("{right} on {place}"), grant));
         }
         lacks
     }
 
-    fn lacks_for_restore(&self, databases: &[String]) -> Vec<(String, String)> {
+    fn lacks_for_restore(&self, databases: &[String]) -> Vec<Lack> {
         let mut lacks = Vec::new();
-        let places = databases.iter().map(String::as_str).chain(["stillpoint_%"]);
-        for place in places {
-            for right in RESTORE_DATABASE {
-                if !self.on(place, right) {
-                    let shown = place.replace('_', if place.ends_with('%') { "\\_" } else { "_" });
-                    let grant = format!("GRANT {right} ON {}.* TO {}", name(&shown), self.user);
-                    lacks.push((format!("{right} on {shown}"), grant));
-                }
-            }
+        for database in databases {
+            let missing = RESTORE_DATABASE.iter().filter(|right| !self.on(database, right));
+            lacks.extend(missing.map(|right| self.lack(database, right)));
         }
+        let (shown, one) = ASIDE;
+        let missing = RESTORE_DATABASE.iter().filter(|right| !self.on(one, right));
+        lacks.extend(missing.map(|right| self.lack(shown, right)));
         lacks
+    }
+
+    fn lack(&self, database: &str, right: &str) -> Lack {
+        let grant = format!("GRANT {right} ON {}.* TO {}", name(database), self.grantee());
+        (format!("{right} on {database}"), grant)
     }
 }
 
-fn refuse(what: &str, lacks: Vec<(String, String)>) -> Result<(), ServiceError> {
+fn refuse(what: &str, lacks: Vec<Lack>) -> Result<(), ServiceError> {
     if lacks.is_empty() {
         return Ok(());
     }
@@ -121,52 +94,105 @@ fn refuse(what: &str, lacks: Vec<(String, String)>) -> Result<(), ServiceError> 
         .hint(grants.join("; ")))
 }
 
-pub(super) fn refuse_backup(session: &mut Conn, databases: &[String]) -> Result<(), ServiceError> {
-    refuse("back up", held(session)?.lacks_for_backup(databases))
+pub(super) fn refuse_backup(
+    session: &mut Conn,
+    databases: &[String],
+    server: &Version,
+) -> Result<(), ServiceError> {
+    refuse("back up", Held::read(session)?.lacks_for_backup(databases, server))
 }
 
 pub(super) fn refuse_restore(session: &mut Conn, databases: &[String]) -> Result<(), ServiceError> {
-    refuse("restore", held(session)?.lacks_for_restore(databases))
+    refuse("restore", Held::read(session)?.lacks_for_restore(databases))
+}
+
+/// Refuses what could not be made anew after the swap: objects of other accounts, and with a
+/// binary log triggers and functions.
+pub(super) fn refuse_objects(
+    session: &mut Conn,
+    objects: &[Object],
+    server: &Version,
+) -> Result<(), ServiceError> {
+    let held = Held::read(session)?;
+    let right = if server.mariadb { "SET USER" } else { "SET_USER_ID" };
+    let theirs = objects.iter().find(|object| object.definer != held.account);
+    if let Some(theirs) = theirs
+        && !held.globally(right)
+        && !held.globally("SUPER")
+    {
+        let Object { kind, name, definer, .. } = theirs;
+        return Err(ServiceError::new("restore with this account")
+            .because(format!("it lacks {right}: the {kind} {name} is defined by {definer}"))
+            .hint(format!("GRANT {right} ON *.* TO {}", held.grantee())));
+    }
+    let logged: Option<u8> = session
+        .query_first("SELECT @@log_bin AND NOT @@log_bin_trust_function_creators")
+        .map_err(|e| ServiceError::new("ask for the binary log").because(e))?;
+    let guarded = objects.iter().find(|one| one.is("TRIGGER") || one.is("FUNCTION"));
+    if let Some(Object { kind, name, .. }) = guarded
+        && logged == Some(1)
+        && !held.globally("SUPER")
+    {
+        return Err(ServiceError::new("restore with this account")
+            .because(format!(
+                "the server keeps a binary log and does not let it make the {kind} {name}"
+            ))
+            .hint("SET GLOBAL log_bin_trust_function_creators = 1"));
+    }
+    Ok(())
+}
+
+fn finding(
+    what: &str,
+    needed_for: NeededFor,
+    problem: Option<String>,
+    hint: Option<String>,
+) -> Finding {
+    Finding { what: what.to_owned(), needed_for, problem, hint }
+}
+
+fn failed(what: &str, needed_for: NeededFor, error: &ServiceError) -> Finding {
+    finding(what, needed_for, Some(crate::chain(error)), error.advice().map(str::to_owned))
 }
 
 /// Every finding, one by one.
 pub(super) fn examine(driver: &Mariadb) -> Vec<Finding> {
-    let finding = |what: &str, needed_for, problem: Option<String>, hint: Option<String>| Finding {
-        what: what.to_owned(),
-        needed_for,
-        problem,
-        hint,
+    let mut findings = vec![match driver.tool(["mariadb", "mysql"]) {
+        Ok(path) => finding(&path.display().to_string(), NeededFor::Restore, None, None),
+        Err(error) => failed("mariadb", NeededFor::Restore, &error),
+    }];
+    let looked = driver
+        .login
+        .connect()
+        .and_then(|mut session| Ok((Version::of_server(&mut session)?, Held::read(&mut session)?)));
+    let (server, held) = match looked {
+        Ok(looked) => looked,
+        Err(error) => {
+            findings.push(failed("the account", NeededFor::Backup, &error));
+            return findings;
+        }
     };
-    let failed = |what: &str, needed_for, error: &ServiceError| {
-        finding(what, needed_for, Some(crate::chain(error)), error.advice().map(str::to_owned))
-    };
-    let mut findings = Vec::new();
-    for (names, needed_for) in [
-        (["mariadb-dump", "mysqldump"], NeededFor::Backup),
-        (["mariadb", "mysql"], NeededFor::Restore),
+    findings.push(finding("the account", NeededFor::Backup, None, None));
+    findings.push(match driver.dumper(&server) {
+        Ok(dumper) => finding(
+            &format!("{} {}", dumper.path.display(), dumper.version.text),
+            NeededFor::Backup,
+            None,
+            None,
+        ),
+        Err(error) => failed("mariadb-dump", NeededFor::Backup, &error),
+    });
+    for (needed_for, lacks) in [
+        (NeededFor::Backup, held.lacks_for_backup(&driver.databases, &server)),
+        (NeededFor::Restore, held.lacks_for_restore(&driver.databases)),
     ] {
-        findings.push(match driver.tool(names) {
-            Ok(path) => finding(&path.display().to_string(), needed_for, None, None),
-            Err(error) => failed(names[0], needed_for, &error),
-        });
-    }
-    match driver.login.connect().and_then(|mut session| held(&mut session)) {
-        Err(error) => findings.push(failed("the account", NeededFor::Backup, &error)),
-        Ok(held) => {
-            findings.push(finding("the account", NeededFor::Backup, None, None));
-            for (needed_for, lacks) in [
-                (NeededFor::Backup, held.lacks_for_backup(&driver.databases)),
-                (NeededFor::Restore, held.lacks_for_restore(&driver.databases)),
-            ] {
-                if lacks.is_empty() {
-                    findings.push(finding("all privileges", needed_for, None, None));
-                }
-                for (what, grant) in lacks {
-                    let what = format!("the privilege {what}");
-                    let problem = Some("the account lacks it".to_owned());
-                    findings.push(finding(&what, needed_for, problem, Some(grant)));
-                }
-            }
+        if lacks.is_empty() {
+            findings.push(finding("all privileges", needed_for, None, None));
+        }
+        for (what, grant) in lacks {
+            let what = format!("the privilege {what}");
+            let problem = Some("the account lacks it".to_owned());
+            findings.push(finding(&what, needed_for, problem, Some(grant)));
         }
     }
     findings

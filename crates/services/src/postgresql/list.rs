@@ -8,7 +8,7 @@ use postgres::{Client, Row, Statement};
 
 use super::catalog::{Grant, Properties, Sequence, Setting};
 use super::connection::Session;
-use super::names::{literal, qualified};
+use super::names::{ident, literal, qualified};
 
 /// Tables and sequences that are neither the system's own, nor temporary, nor an extension's (but
 /// for those that the extension declares to hold the user's data).
@@ -274,4 +274,78 @@ pub(super) fn roles(client: &mut Client) -> Result<(Vec<String>, Vec<String>), p
     let mentioned = mentioned.iter().map(|row| row.get(0));
     let mentioned = mentioned.filter(|role| !owners.contains(role)).collect();
     Ok((owners, mentioned))
+}
+
+/// Those of these extensions that the server's host has no files of.
+pub(super) fn extensions_not_installed(
+    client: &mut Client,
+    names: &[String],
+) -> Result<Vec<String>, postgres::Error> {
+    let query = "SELECT w FROM unnest($1::text[]) w \
+                 WHERE w NOT IN (SELECT name FROM pg_available_extensions)";
+    Ok(client.query(query, &[&names])?.iter().map(|row| row.get(0)).collect())
+}
+
+/// Those of these extensions that only a superuser may create.
+pub(super) fn extensions_not_trusted(
+    client: &mut Client,
+    names: &[String],
+) -> Result<Vec<String>, postgres::Error> {
+    // The column `trusted` came with PostgreSQL 13; before it, all need a superuser.
+    let query = "SELECT DISTINCT w FROM unnest($1::text[]) w \
+                 JOIN pg_available_extension_versions v ON v.name = w \
+                 JOIN pg_available_extensions a ON a.name = w AND a.default_version = v.version \
+                 WHERE w <> 'plpgsql' AND v.superuser \
+                 AND NOT coalesce((to_jsonb(v)->>'trusted')::boolean, false)";
+    Ok(client.query(query, &[&names])?.iter().map(|row| row.get(0)).collect())
+}
+
+/// What this role may not read, as (the object, what it lacks, the statement that gives it to
+/// `user`): schemas, tables, sequences, and rows that policies hide.
+pub(super) fn unreadable(
+    client: &mut Client,
+    user: &str,
+) -> Result<Vec<(String, &'static str, String)>, postgres::Error> {
+    let to = ident(user);
+    let mut lacks = Vec::new();
+    let schemas = client.query(
+        &format!(
+            "SELECT DISTINCT n.nspname::text {OURS} AND c.relkind IN ('r', 'p', 'S') \
+             AND NOT has_schema_privilege(n.oid, 'USAGE') ORDER BY 1"
+        ),
+        &[],
+    )?;
+    for row in schemas {
+        let schema = ident(row.get(0));
+        let grant = format!("GRANT USAGE ON SCHEMA {schema} TO {to}");
+        lacks.push((format!("the schema {schema}"), "USAGE", grant));
+    }
+    let relations = client.query(
+        &format!(
+            "SELECT n.nspname::text, c.relname::text, c.relkind = 'S' \
+             {OURS} AND c.relkind IN ('r', 'p', 'S') AND NOT CASE WHEN c.relkind = 'S' \
+             THEN has_sequence_privilege(c.oid, 'SELECT') \
+             ELSE has_table_privilege(c.oid, 'SELECT') END ORDER BY 3, 1, 2"
+        ),
+        &[],
+    )?;
+    for row in relations {
+        let (word, kind) = if row.get(2) { ("sequence", "SEQUENCE ") } else { ("table", "") };
+        let name = qualified(row.get(0), row.get(1));
+        let grant = format!("GRANT SELECT ON {kind}{name} TO {to}");
+        lacks.push((format!("the {word} {name}"), "SELECT", grant));
+    }
+    let filtered = client.query(
+        &format!(
+            "SELECT n.nspname::text, c.relname::text {OURS} AND c.relkind IN ('r', 'p') \
+             AND row_security_active(c.oid) ORDER BY 1, 2"
+        ),
+        &[],
+    )?;
+    for row in filtered {
+        let name = qualified(row.get(0), row.get(1));
+        let statement = format!("ALTER ROLE {to} BYPASSRLS");
+        lacks.push((format!("all rows of the table {name}"), "BYPASSRLS", statement));
+    }
+    Ok(lacks)
 }

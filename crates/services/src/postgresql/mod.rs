@@ -16,6 +16,7 @@
 mod capture;
 mod catalog;
 mod connection;
+mod examine;
 mod list;
 mod names;
 mod prepared;
@@ -28,7 +29,7 @@ use std::path::PathBuf;
 
 pub use tools::default_tool_dirs;
 
-use crate::{Driver, Prepared, Restore, ServiceError};
+use crate::{Driver, Finding, Prepared, Restore, ServiceError};
 use connection::Login;
 
 /// How to reach one PostgreSQL server, and what of it.
@@ -81,6 +82,10 @@ impl Driver for Postgres {
 
     fn prepare(&self) -> Result<Box<dyn Prepared>, ServiceError> {
         Ok(Box::new(prepared::prepare(self)?))
+    }
+
+    fn examine(&self) -> Vec<Finding> {
+        examine::examine(self)
     }
 
     fn restore(&self) -> Box<dyn Restore> {

@@ -72,6 +72,11 @@ impl Tools {
         }
     }
 
+    /// The version of another tool beside it, if that is there and runs.
+    pub(super) fn beside(&self, tool: &str) -> Option<String> {
+        version_of(&self.dir.join(tool))
+    }
+
     /// Runs one of the tools on `database` and returns what it printed, and its warnings.
     pub(super) fn run(
         &self,

@@ -77,12 +77,26 @@ pub(super) fn create(path: &Path) -> Result<Connection, rusqlite::Error> {
 
 /// Copies all of `from`, as its open transaction sees it, into `to`: in one transaction there.
 pub(super) fn copy(from: &Connection, to: &mut Connection) -> Result<(), CopyError> {
+    copy_until(from, to, -1, &|| false)
+}
+
+/// The same, so many pages at once, until `stopped` says so. `from` must be in a transaction: else
+/// it would begin anew whenever somebody writes.
+pub(super) fn copy_until(
+    from: &Connection,
+    to: &mut Connection,
+    pages: i32,
+    stopped: &dyn Fn() -> bool,
+) -> Result<(), CopyError> {
     let backup = Backup::new(from, to)?;
-    let deadline = Instant::now() + BUSY;
+    let mut deadline = Instant::now() + BUSY;
     loop {
-        match backup.step(-1)? {
+        if stopped() {
+            return Err(CopyError::Cancelled);
+        }
+        match backup.step(pages)? {
             StepResult::Done => return Ok(()),
-            StepResult::More => {}
+            StepResult::More => deadline = Instant::now() + BUSY,
             _ if Instant::now() >= deadline => return Err(CopyError::Locked),
             _ => thread::sleep(PAUSE),
         }
@@ -94,6 +108,8 @@ pub(super) fn copy(from: &Connection, to: &mut Connection) -> Result<(), CopyErr
 pub(super) enum CopyError {
     #[error("another connection keeps the database locked")]
     Locked,
+    #[error("cancelled")]
+    Cancelled,
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
 }

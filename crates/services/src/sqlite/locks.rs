@@ -6,7 +6,7 @@
 //! still among them when it is done.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -21,17 +21,12 @@ pub(super) struct Locks(BTreeSet<Lock>);
 
 impl Locks {
     pub(super) fn of(database: &Path) -> Self {
-        let listed = fs::read_to_string("/proc/locks").unwrap_or_default();
         let mut locks = BTreeSet::new();
         for suffix in ["", "-shm"] {
             // Looked at by its name: opening and closing it would drop what is to be proven.
             let Ok(found) = fs::metadata(beside(database, suffix)) else { continue };
-            locks.extend(
-                listed
-                    .lines()
-                    .filter_map(|line| first_byte(line, std::process::id(), found.ino()))
-                    .map(|first| (suffix, first)),
-            );
+            let first = listed(&found).into_iter().map(|first| (suffix, first));
+            locks.extend(first);
         }
         Self(locks)
     }
@@ -42,9 +37,29 @@ impl Locks {
         Self(self.0.into_iter().filter(kept).collect())
     }
 
-    pub(super) fn stand_in(&self, now: &Self) -> bool {
-        self.0.is_subset(&now.0)
+    /// Whether all of them are still there.
+    pub(super) fn stand(&self, database: &Path) -> bool {
+        self.0.is_subset(&Self::of(database).0)
     }
+}
+
+/// The first bytes of this process's locks on a file, as the kernel lists them for each of its own
+/// descriptors: in one piece. The list of the whole host, `/proc/locks`, comes in pieces, between
+/// which others' locks come and go, so that now and then one that stands is not in it.
+fn listed(file: &Metadata) -> Vec<u64> {
+    let mut found = Vec::new();
+    let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return found };
+    for descriptor in descriptors.map_while(Result::ok) {
+        // One that has been closed by now has no locks.
+        let Ok(open) = fs::metadata(descriptor.path()) else { continue };
+        if (open.dev(), open.ino()) == (file.dev(), file.ino()) {
+            let facts = Path::new("/proc/self/fdinfo").join(descriptor.file_name());
+            let facts = fs::read_to_string(facts).unwrap_or_default();
+            let locks = facts.lines().filter_map(|line| line.strip_prefix("lock:"));
+            found.extend(locks.filter_map(|line| first_byte(line, std::process::id(), file.ino())));
+        }
+    }
+    found
 }
 
 /// Of a line such as `1: POSIX  ADVISORY  READ 4711 08:01:1234 123 123`.
@@ -59,6 +74,65 @@ fn first_byte(line: &str, process: u32, inode: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread::JoinHandle;
+
+    /// Takes and drops locks of its own for as long as it lives, so that the kernel's list is
+    /// never the same twice.
+    struct Churn {
+        stop: Arc<AtomicBool>,
+        threads: Vec<JoinHandle<()>>,
+    }
+
+    impl Churn {
+        fn start() -> Self {
+            let stop = Arc::new(AtomicBool::new(false));
+            let churn = || {
+                let stop = Arc::clone(&stop);
+                std::thread::spawn(move || {
+                    let files: Vec<_> = (0..100).map(|_| tempfile::tempfile().unwrap()).collect();
+                    while !stop.load(Ordering::Relaxed) {
+                        for file in &files {
+                            file.lock().unwrap();
+                        }
+                        for file in &files {
+                            file.unlock().unwrap();
+                        }
+                    }
+                })
+            };
+            let threads = vec![churn(), churn()];
+            Self { stop, threads }
+        }
+    }
+
+    impl Drop for Churn {
+        fn drop(&mut self) {
+            self.stop.store(true, Ordering::Relaxed);
+            self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+        }
+    }
+
+    #[test]
+    fn locks_that_stand_are_found_however_many_others_come_and_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.db");
+        let reader = rusqlite::Connection::open(&path).unwrap();
+        reader.pragma_update(None, "journal_mode", "wal").unwrap();
+        reader.execute_batch("CREATE TABLE t (a)").unwrap();
+        let before = Locks::of(&path);
+        reader.execute_batch("BEGIN").unwrap();
+        reader.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+        let marked = Locks::of(&path).since(&before);
+        assert!(!marked.0.is_empty(), "the kernel lists them");
+        let _churn = Churn::start();
+        for round in 0..200 {
+            assert!(marked.stand(&path), "round {round}");
+        }
+        reader.execute_batch("ROLLBACK").unwrap();
+        assert!(!marked.stand(&path));
+    }
 
     #[test]
     fn only_this_process_and_this_file_count() {

@@ -10,12 +10,15 @@ use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use stillpoint_model::manifest::Marker;
 
-use super::connection::{copy, create, explained, open_live, open_still, pragma};
+use super::connection::{copy_until, create, explained, open_live, open_still, pragma};
 use super::files::{Hashed, failed, refuse_full};
 use super::locks::Locks;
 use super::spool::Spool;
 use super::{DATABASE, FACTS};
 use crate::{Captured, Prepared, ServiceError, Sink};
+
+/// Pages that are copied before it is asked again whether to go on.
+const PAGES_AT_ONCE: i32 = 4096;
 
 /// The version of what [`Facts`] says.
 const VERSION: u32 = 1;
@@ -139,11 +142,12 @@ impl PreparedSqlite {
     }
 
     /// In WAL mode: out of the read transaction that the mark opened, while writers go on.
-    fn copy_snapshot(&mut self) -> Result<(), ServiceError> {
+    fn copy_snapshot(&mut self, sink: &dyn Sink) -> Result<(), ServiceError> {
         let spooled = self.spooled();
         let failed = || ServiceError::new(format!("copy {}", self.path.display()));
         let mut target = create(&spooled).map_err(|e| failed().because(e))?;
-        copy(&self.reader, &mut target).map_err(|e| failed().because(e))?;
+        copy_until(&self.reader, &mut target, PAGES_AT_ONCE, &|| sink.stopped())
+            .map_err(|e| failed().because(e))?;
         target.close().map_err(|(_, e)| failed().because(e))?;
         self.prove_locks()?;
         self.copied = true;
@@ -152,7 +156,7 @@ impl PreparedSqlite {
 
     /// A copy counts only if nobody could write into what it was made of.
     fn prove_locks(&self) -> Result<(), ServiceError> {
-        if self.locks.stand_in(&Locks::of(&self.path)) {
+        if self.locks.stand(&self.path) {
             return Ok(());
         }
         Err(ServiceError::new(format!("copy {}", self.path.display()))
@@ -271,7 +275,7 @@ impl Prepared for PreparedSqlite {
                 .because("it was not marked"));
         }
         if !self.copied {
-            self.copy_snapshot()?;
+            self.copy_snapshot(sink)?;
             // From here the log of the live database may be folded in again.
             self.end_read()?;
         }

@@ -170,7 +170,7 @@ impl Restore for PostgresRestore {
     fn verify(&mut self, aside: &Aside, source: &dyn Source) -> Result<(), ServiceError> {
         let (plan, catalog) = with_catalog(aside, source)?;
         for target in &plan.databases {
-            verify::verify(&self.login, target, target.captured_in(&catalog)?)?;
+            verify::verify(&self.login, target, target.captured_in(&catalog)?, source)?;
         }
         Ok(())
     }

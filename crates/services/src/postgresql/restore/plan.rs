@@ -260,36 +260,18 @@ fn refuse_roles(
 
 /// Extensions must be installed on the host, and be such that a database's owner may create them.
 fn refuse_extensions(client: &mut Client, captured: &Database) -> Result<(), ServiceError> {
-    let missing = client
-        .query(
-            "SELECT w FROM unnest($1::text[]) w \
-             WHERE w NOT IN (SELECT name FROM pg_available_extensions)",
-            &[&captured.extensions],
-        )
-        .map_err(checked)?;
+    let missing = list::extensions_not_installed(client, &captured.extensions).map_err(checked)?;
     if !missing.is_empty() {
-        let names: Vec<String> = missing.iter().map(|row| row.get(0)).collect();
         return Err(ServiceError::new(format!(
             "extensions of the captured database are not installed at the server: {}",
-            names.join(", ")
+            missing.join(", ")
         ))
         .hint("install the packages that bring them (Debian: postgresql-contrib and others)"));
     }
-    // The column `trusted` came with PostgreSQL 13; before it, all need a superuser.
-    let refused = client
-        .query(
-            "SELECT DISTINCT w FROM unnest($1::text[]) w \
-             JOIN pg_available_extension_versions v ON v.name = w \
-             JOIN pg_available_extensions a ON a.name = w AND a.default_version = v.version \
-             WHERE w <> 'plpgsql' AND v.superuser \
-             AND NOT coalesce((to_jsonb(v)->>'trusted')::boolean, false)",
-            &[&captured.extensions],
-        )
-        .map_err(checked)?;
-    if refused.is_empty() {
+    let names = list::extensions_not_trusted(client, &captured.extensions).map_err(checked)?;
+    if names.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = refused.iter().map(|row| row.get(0)).collect();
     Err(ServiceError::new(format!(
         "extensions of the captured database need a superuser to be created: {}",
         names.join(", ")

@@ -2,19 +2,22 @@
 
 use std::io::{self, Read};
 
+use postgres::NoTls;
+
 use super::Target;
-use crate::ServiceError;
 use crate::postgresql::capture::copy_out;
 use crate::postgresql::catalog::Database;
 use crate::postgresql::connection::Login;
 use crate::postgresql::list;
 use crate::postgresql::names::qualified;
 use crate::postgresql::rows::Summed;
+use crate::{ServiceError, Source};
 
 pub(super) fn verify(
     login: &Login,
     target: &Target,
     captured: &Database,
+    source: &dyn Source,
 ) -> Result<(), ServiceError> {
     let aside = target.aside.as_str();
     let mut session = login.connect(aside)?;
@@ -23,9 +26,14 @@ pub(super) fn verify(
         let name = qualified(&table.schema, &table.name);
         let doing = || ServiceError::new(format!("verify {name} in `{aside}`"));
         let statement = copy_out(&name, &table.columns, table.condition.as_deref());
+        let cancel = client.cancel_token();
         let rows = client.copy_out(&statement).map_err(|e| doing().because(e))?;
-        let mut rows = Summed::new(rows);
-        io::copy(&mut rows.by_ref(), &mut io::sink()).map_err(|e| doing().because(e))?;
+        let mut rows = Summed::new(Watched { rows, source });
+        if let Err(error) = io::copy(&mut rows.by_ref(), &mut io::sink()) {
+            // Else the session would first take in all that is left of the table.
+            let _ = cancel.cancel_query(NoTls);
+            return Err(doing().because(error));
+        }
         if rows.sum.rows() != table.rows {
             return Err(doing().because(format!(
                 "it has {} rows, captured were {}",
@@ -56,4 +64,21 @@ pub(super) fn verify(
         .map(|sequence| qualified(&sequence.schema, &sequence.name))
         .collect();
     Err(doing().because(format!("these differ or are missing: {}", different.join(", "))))
+}
+
+/// Rows of the loaded database, until the source of the restore is to give no more.
+struct Watched<'a, R> {
+    rows: R,
+    source: &'a dyn Source,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.source.stopped() {
+            return Err(io::Error::other("cancelled"));
+        }
+        let count = self.rows.read(buffer)?;
+        self.source.advance(count as u64);
+        Ok(count)
+    }
 }
