@@ -87,16 +87,17 @@ impl ScratchMariadb {
         check_name("database", &options.database)?;
         let account = Account::for_servers();
         let data_dir = prepare(dir, &account)?;
-        // A server that starts removes what it takes for its own leftovers in its directory for
-        // temporary tables: in one that servers share, those of another that is running.
-        let temporary = dir.join("tmp");
-        fs::create_dir(&temporary).map_err(|source| io_error("create", &temporary, source))?;
-        account.own(&temporary)?;
-        let temporary = format!("--tmpdir={}", temporary.display());
+        // Its own: a server that starts takes another's temporary tables for leftovers. The one that
+        // initialises has some as well.
+        let scratch_tables = dir.join("tmp");
+        fs::create_dir(&scratch_tables)
+            .map_err(|source| io_error("create", &scratch_tables, source))?;
+        account.own(&scratch_tables)?;
+        let scratch_tables = format!("--tmpdir={}", scratch_tables.display());
         let initialised = tool(&installation.install_db, &account, dir)
             .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
             .arg(format!("--datadir={}", data_dir.display()))
-            .arg(&temporary)
+            .arg(&scratch_tables)
             .output()
             .map_err(|source| io_error("run mariadb-install-db in", dir, source))?;
         if !initialised.status.success() {
@@ -112,19 +113,13 @@ impl ScratchMariadb {
         let first = dir.join("first.sql");
         secret_file(&first, &first_statements(options, &password, &root_password), &account)?;
         let path = socket.path.join("mariadb.sock");
-        let scratch_tables = dir.join("tmp");
-        fs::create_dir(&scratch_tables)
-            .map_err(|source| io_error("create", &scratch_tables, source))?;
-        account.own(&scratch_tables)?;
         let mut arguments = vec![
             "--no-defaults".to_owned(),
             format!("--datadir={}", data_dir.display()),
-            temporary,
             format!("--socket={}", path.display()),
             format!("--pid-file={}", dir.join("mariadb.pid").display()),
             format!("--init-file={}", first.display()),
-            // Its own: a server that starts takes another's temporary tables for leftovers.
-            format!("--tmpdir={}", scratch_tables.display()),
+            scratch_tables,
             "--skip-networking".to_owned(),
             "--innodb-buffer-pool-size=32M".to_owned(),
             "--character-set-server=utf8mb4".to_owned(),
