@@ -17,7 +17,7 @@ fn demo(arguments: &[&str]) -> Command {
 fn the_demo_holds_what_it_promises_and_restic_reads_what_it_stored() {
     let keep = tempfile::tempdir().unwrap();
     let keep = keep.path().join("demo");
-    let services = ["--services", "sqlite,postgresql"];
+    let services = ["--services", "all"];
     let output =
         demo(&["--json", "--seconds", "4", "--keep"]).arg(&keep).args(services).output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
@@ -27,7 +27,7 @@ fn the_demo_holds_what_it_promises_and_restic_reads_what_it_stored() {
     assert_eq!(report["consistency"], "consistent");
     assert_eq!(report["completeness"], "complete");
     assert_eq!(report["restored_identical"], true);
-    assert_eq!(report["services"], serde_json::json!(["sqlite", "postgresql"]));
+    assert_eq!(report["services"], serde_json::json!(["sqlite", "postgresql", "mariadb", "redis"]));
     assert_eq!(report["problems"], serde_json::json!([]));
     assert_eq!(report["backup_id"].as_str().unwrap().len(), 26);
     assert!(report["requests_held"].as_u64().unwrap() >= 10);
@@ -76,25 +76,42 @@ fn wrong_usage_is_told_apart() {
 fn nothing_goes_on_running_when_the_demo_is_killed() {
     let directory = tempfile::tempdir().unwrap();
     let keep = directory.path().join("demo");
-    let mut command = demo(&["--seconds", "9", "--services", "sqlite,postgresql", "--keep"]);
+    let mut command = demo(&["--seconds", "9", "--services", "all", "--keep"]);
     command.arg(&keep).stdout(Stdio::null());
     let mut running = Followed::start(&mut command);
     running.await_line("taking a backup");
     let mark = keep.display().to_string();
     assert!(!processes_of(&mark).is_empty());
-    let postgres = postmaster(&running);
+    let servers = ["postgres", "mariadbd", "redis-server"].map(|name| server(&running, name));
     running.signal(rustix::process::Signal::KILL);
     running.child.wait().unwrap();
     // Each ends by itself, or is ended by the watchdog, which goes last.
     while !processes_of(&mark).is_empty() {
         std::thread::yield_now();
     }
-    // It may not have been waited for yet by whoever inherited it.
-    assert!(!support::service::is_alive(postgres));
+    // They may not have been waited for yet by whoever inherited them.
+    for server in servers {
+        assert!(!support::service::is_alive(server));
+    }
 }
 
 #[test]
 fn nothing_is_left_of_postgresql_when_the_demo_is_killed_while_it_starts() {
+    kill_while_starting("PostgreSQL", "stillpoint-pg-", "/postgres -D ");
+}
+
+#[test]
+fn nothing_is_left_of_mariadb_when_the_demo_is_killed_while_it_starts() {
+    kill_while_starting("MariaDB", "stillpoint-demo-mariadb-", "--init-file=");
+}
+
+#[test]
+fn nothing_is_left_of_redis_when_the_demo_is_killed_while_it_starts() {
+    kill_while_starting("Redis", "stillpoint-demo-redis-", "/redis-server ");
+}
+
+/// Kills the demo as soon as a process runs that has both texts among its arguments.
+fn kill_while_starting(name: &str, prefix: &str, argument: &str) {
     let directory = tempfile::tempdir().unwrap();
     let keep = directory.path().join("demo");
     let temporary = directory.path().join("tmp");
@@ -102,13 +119,14 @@ fn nothing_is_left_of_postgresql_when_the_demo_is_killed_while_it_starts() {
     for path in [directory.path(), &temporary] {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }
-    let mut command = demo(&["--seconds", "3", "--services", "sqlite,postgresql", "--keep"]);
-    command.arg(&keep).env("TMPDIR", &temporary).stdout(Stdio::null());
+    let mut command = demo(&["--seconds", "3", "--keep", keep.to_str().unwrap()]);
+    let service = name.to_lowercase();
+    command.args(["--services", &service]).env("TMPDIR", &temporary).stdout(Stdio::null());
     let mut running = Followed::start(&mut command);
-    running.await_line("starting PostgreSQL");
+    running.await_line(&format!("starting {name}"));
     // Its server has just been started, and is not ready.
-    let mark = format!("{}/stillpoint-pg-", temporary.display());
-    while !processes_of(&mark).iter().any(|line| line.contains("/postgres -D ")) {
+    let mark = format!("{}/{prefix}", temporary.display());
+    while !processes_of(&mark).iter().any(|line| line.contains(argument)) {
         assert!(running.child.try_wait().unwrap().is_none());
         std::thread::yield_now();
     }
@@ -136,6 +154,9 @@ fn only_what_a_demo_has_left_is_cleaned_away() {
     symlink(other.path(), &linked).unwrap();
     let kept = [
         temporary.path().join("elsewhere"),
+        // What a demo keeps, and what a driver works in.
+        temporary.path().join("stillpoint-demo-a"),
+        temporary.path().join("stillpoint-redis-a"),
         temporary.path().join("deeper/stillpoint-pg-a"),
         other.path().join("stillpoint-pg-a"),
     ];
@@ -146,11 +167,13 @@ fn only_what_a_demo_has_left_is_cleaned_away() {
         assert_eq!(clean(path), Some(2), "{path:?}");
         assert!(path.exists());
     }
-    let left = temporary.path().join("stillpoint-pg-a");
-    fs::create_dir_all(left.join("data")).unwrap();
-    assert_eq!(clean(&left), Some(0));
-    assert!(!left.exists());
-    assert_eq!(clean(&left), Some(0));
+    for name in ["stillpoint-pg-a", "stillpoint-demo-mariadb-a", "stillpoint-demo-redis-a"] {
+        let left = temporary.path().join(name);
+        fs::create_dir_all(left.join("data")).unwrap();
+        assert_eq!(clean(&left), Some(0));
+        assert!(!left.exists());
+        assert_eq!(clean(&left), Some(0));
+    }
 }
 
 /// Every process that has this text among its arguments.
@@ -163,8 +186,8 @@ fn processes_of(mark: &str) -> Vec<String> {
         .collect()
 }
 
-/// The PostgreSQL server that the demo has started.
-fn postmaster(demo: &Followed) -> i32 {
+/// The server of this name that the demo has started.
+fn server(demo: &Followed, name: &str) -> i32 {
     let pid = demo.child.id();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     children
@@ -172,8 +195,9 @@ fn postmaster(demo: &Followed) -> i32 {
         .map(|child| child.parse().unwrap())
         .find(|child: &i32| {
             fs::read(format!("/proc/{child}/cmdline")).is_ok_and(|line| {
-                line.starts_with(b"/") && line.windows(8).any(|w| w == b"postgres")
+                let program = line.split(|byte| [0, b' '].contains(byte)).next().unwrap();
+                program.ends_with(format!("/{name}").as_bytes())
             })
         })
-        .expect("PostgreSQL is a child of the demo")
+        .unwrap_or_else(|| panic!("{name} is a child of the demo"))
 }
