@@ -86,7 +86,8 @@ pub(crate) struct LoadArgs {
     log: PathBuf,
 }
 
-/// The variable that carries the password of the shop's database servers between the demo's processes.
+/// The variable that carries the password of the shop's database servers between the demo's
+/// processes.
 const PASSWORD_VARIABLE: &str = "STILLPOINT_DEMO_PASSWORD";
 
 /// Serves the shop until told to end.

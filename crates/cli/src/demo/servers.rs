@@ -14,6 +14,7 @@ use crate::terminal::Terminal;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use stillpoint_capture::watchdog::{EndSignal, Guard, Undo, started};
 use stillpoint_model::ids::BackupId;
@@ -108,43 +109,28 @@ impl Servers {
 
     /// Tells the shop where they are.
     pub(super) fn fill(&self, options: &mut ShopOptions) {
-        let target = |url: String, password: &str| Target { url, password: Some(password.into()) };
-        options.postgres = self
-            .postgres
-            .as_ref()
-            .map(|Running { server, .. }| target(server.url(), server.password()));
-        options.mariadb = self
-            .mariadb
-            .as_ref()
-            .map(|Running { server, .. }| target(server.url(), server.password()));
-        options.redis = self
-            .redis
-            .as_ref()
-            .map(|Running { server, .. }| target(server.url(), server.password()));
+        options.postgres = self.postgres_place().map(|place| place.target);
+        options.mariadb = self.mariadb_place().map(|place| place.target);
+        options.redis = self.redis_place().map(|place| place.server.target);
     }
 
-    /// Their databases, to be destroyed and compared by their own clients.
+    /// `PostgreSQL`, as the shop, the disaster and the comparison see it.
     pub(super) fn postgres_place(&self) -> Option<ServerPlace> {
         let server = &self.postgres.as_ref()?.server;
-        let password = Some(server.password().to_owned());
-        Some(ServerPlace { target: Target { url: server.url(), password }, client: server.psql() })
+        Some(place(server.url(), server.password(), server.psql()))
     }
 
-    /// The same of `MariaDB`.
+    /// `MariaDB`, likewise.
     pub(super) fn mariadb_place(&self) -> Option<ServerPlace> {
         let server = &self.mariadb.as_ref()?.server;
-        let password = Some(server.password().to_owned());
-        let client = server.client().to_owned();
-        Some(ServerPlace { target: Target { url: server.url(), password }, client })
+        Some(place(server.url(), server.password(), server.client().to_owned()))
     }
 
-    /// The same of Redis.
+    /// Redis, likewise.
     pub(super) fn redis_place(&self) -> Option<RedisPlace> {
         let server = &self.redis.as_ref()?.server;
-        let password = Some(server.password().to_owned());
-        let client = server.client().to_owned();
         Some(RedisPlace {
-            server: ServerPlace { target: Target { url: server.url(), password }, client },
+            server: place(server.url(), server.password(), server.client().to_owned()),
             admin_password: server.admin_password().to_owned(),
         })
     }
@@ -157,6 +143,10 @@ impl Servers {
         let redis = self.redis.map_or(Ok(()), |it| it.end("Redis", ScratchRedis::stop));
         postgres.and(mariadb).and(redis)
     }
+}
+
+fn place(url: String, password: &str, client: PathBuf) -> ServerPlace {
+    ServerPlace { target: Target { url, password: Some(password.to_owned()) }, client }
 }
 
 /// What the watchdog has to do about one server.

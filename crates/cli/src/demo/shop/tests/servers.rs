@@ -2,9 +2,13 @@
 //! everything awkward comes back as it was.
 
 use super::*;
+use crate::demo::shop::mariadb::Mariadb;
+use crate::demo::shop::pool::{Database, Pool};
 use ::mysql::prelude::Queryable;
 use ::mysql::{Conn, OptsBuilder};
 use ::redis::{Connection, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use stillpoint_runtimes::{MariadbOptions, RedisOptions, ScratchMariadb, ScratchRedis};
 
 pub(crate) fn scratch_mariadb(directory: &Path) -> ScratchMariadb {
@@ -68,6 +72,15 @@ fn takes_each_number_once(options: &ShopOptions) {
     assert_eq!(order, Order::numbered(7));
     assert_eq!(shop.ask(Method::GET, "/orders/31", "").0, 404);
     assert_eq!(shop.ask(Method::GET, "/health", "").1["highest"], 30);
+    // Many want one number at once: one has it.
+    for number in 31..=40 {
+        let said: Vec<u16> = std::thread::scope(|scope| {
+            let customers: Vec<_> = (0..8).map(|_| scope.spawn(|| shop.order(number).0)).collect();
+            customers.into_iter().map(|customer| customer.join().unwrap()).collect()
+        });
+        assert_eq!(said.iter().filter(|status| **status == 201).count(), 1, "{said:?}");
+        assert_eq!(said.iter().filter(|status| **status == 409).count(), 7, "{said:?}");
+    }
 }
 
 #[test]
@@ -82,7 +95,7 @@ fn mariadb_takes_each_number_once_and_the_payment_with_it() {
              JOIN shop.payments p ON p.order_id = o.id",
         )
         .unwrap();
-    assert_eq!(paid, [(30, 30)]);
+    assert_eq!(paid, [(40, 40)]);
 }
 
 #[test]
@@ -94,26 +107,7 @@ fn redis_takes_each_number_once_and_counts_it_once() {
     let mut admin = redis_admin(&server);
     let counted: u64 = ::redis::cmd("GET").arg("orders").query(&mut admin).unwrap();
     let listed: u64 = ::redis::cmd("ZCARD").arg("orders:numbers").query(&mut admin).unwrap();
-    assert_eq!((counted, listed), (30, 30));
-}
-
-#[test]
-fn one_number_that_many_want_at_once_is_had_by_one() {
-    let directory = tempfile::tempdir().unwrap();
-    let server = scratch_redis(directory.path());
-    let redis = Some(redis_target(&server));
-    let options = ShopOptions { sqlite: None, redis, ..options_in(directory.path()) };
-    let shop = RunningShop::start(&options);
-    for number in 1..=20 {
-        let said: Vec<u16> = std::thread::scope(|scope| {
-            let customers: Vec<_> = (0..8).map(|_| scope.spawn(|| shop.order(number).0)).collect();
-            customers.into_iter().map(|customer| customer.join().unwrap()).collect()
-        });
-        assert_eq!(said.iter().filter(|status| **status == 201).count(), 1, "{said:?}");
-        assert_eq!(said.iter().filter(|status| **status == 409).count(), 7, "{said:?}");
-    }
-    let counted: u64 = ::redis::cmd("GET").arg("orders").query(&mut redis_admin(&server)).unwrap();
-    assert_eq!(counted, 20);
+    assert_eq!((counted, listed), (40, 40));
 }
 
 #[test]
@@ -233,4 +227,68 @@ fn an_order_of_somebody_elses_is_no_order_of_ones_own_although_the_session_was_e
         // Each finds its session gone, tries again, and finds the number taken.
         assert_eq!(shop.ask(Method::POST, "/orders/7", &other).0, 409);
     }
+}
+
+/// `MariaDB`, of which one answer gets lost when it is told so.
+#[derive(Clone)]
+struct Losing {
+    database: Mariadb,
+    next: Arc<AtomicBool>,
+}
+
+impl Database for Losing {
+    const NAME: &'static str = "mariadb";
+    type Connection = (Conn, Arc<AtomicBool>);
+    type Error = ::mysql::Error;
+
+    fn create(&self) -> Result<(), Self::Error> {
+        self.database.create()
+    }
+
+    fn connect(&self) -> Result<Self::Connection, Self::Error> {
+        Ok((self.database.connect()?, Arc::clone(&self.next)))
+    }
+
+    fn insert((conn, lose): &mut Self::Connection, order: &Order) -> Result<Written, Self::Error> {
+        let written = Mariadb::insert(conn, order)?;
+        if lose.swap(false, Ordering::SeqCst) {
+            return Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into());
+        }
+        Ok(written)
+    }
+
+    fn find((conn, _): &mut Self::Connection, number: u64) -> Result<Option<Order>, Self::Error> {
+        Mariadb::find(conn, number)
+    }
+
+    fn highest((conn, _): &mut Self::Connection) -> Result<u64, Self::Error> {
+        Mariadb::highest(conn)
+    }
+
+    fn passes(error: &Self::Error) -> bool {
+        Mariadb::passes(error)
+    }
+
+    fn explain(error: &Self::Error) -> String {
+        Mariadb::explain(error)
+    }
+}
+
+#[test]
+fn an_order_that_was_committed_before_its_answer_was_lost_is_acknowledged_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = scratch_mariadb(directory.path());
+    let next = Arc::new(AtomicBool::new(true));
+    let database = Losing { database: Mariadb(mariadb_target(&server)), next: Arc::clone(&next) };
+    let pool = Pool::open(&database).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let insert = |order: Order| runtime.block_on(pool.insert(order)).unwrap();
+    assert_eq!(insert(Order::numbered(7)), Written::New);
+    assert!(!next.load(Ordering::SeqCst), "the answer was lost");
+    // Its customer comes again, and so does another one.
+    assert_eq!(insert(Order::numbered(7)), Written::Taken);
+    next.store(true, Ordering::SeqCst);
+    let other = Order { number: 7, body: Order::numbered(8).body };
+    assert_eq!(insert(other), Written::Taken);
+    assert_eq!(runtime.block_on(pool.find(7)).unwrap(), Some(Order::numbered(7)));
 }
