@@ -11,6 +11,7 @@
 
 pub mod mariadb;
 pub mod postgresql;
+mod programs;
 pub mod redis;
 mod restore;
 pub mod sqlite;

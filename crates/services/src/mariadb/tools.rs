@@ -1,7 +1,7 @@
 //! The server's version, and the stock programs: found, asked for theirs, and refused where they
 //! do not fit. An older dump program leaves out what it does not know, and says nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use mysql::Conn;
@@ -66,17 +66,7 @@ pub(super) struct Dumper {
 impl Mariadb {
     /// The first of `names` in any of the tool directories.
     pub(super) fn tool(&self, names: [&str; 2]) -> Result<PathBuf, ServiceError> {
-        let usual = [PathBuf::from("/usr/bin"), PathBuf::from("/usr/local/bin")];
-        let dirs = || self.tool_dirs.iter().chain(&usual);
-        names
-            .iter()
-            .flat_map(|name| dirs().map(move |dir| dir.join(name)))
-            .find(|path: &PathBuf| Path::is_file(path))
-            .ok_or_else(|| {
-                ServiceError::new(format!("find the program {}", names[0]))
-                    .because("it is in none of the directories for programs")
-                    .hint("install the Debian package mariadb-client")
-            })
+        crate::programs::find(names, &self.tool_dirs, "mariadb-client")
     }
 
     /// The dump program, refused unless it fits `server`.

@@ -28,7 +28,7 @@ mod restore;
 mod rights;
 mod save;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use address::Login;
@@ -130,17 +130,7 @@ impl Redis {
             "valkey" => ["valkey-server", "redis-server"],
             _ => ["redis-server", "valkey-server"],
         };
-        let usual = [PathBuf::from("/usr/bin"), PathBuf::from("/usr/local/bin")];
-        let dirs = || self.tool_dirs.iter().chain(&usual);
-        names
-            .iter()
-            .flat_map(|name| dirs().map(move |dir| dir.join(name)))
-            .find(|path: &PathBuf| Path::is_file(path))
-            .ok_or_else(|| {
-                ServiceError::new(format!("find the program {}", names[0]))
-                    .because("it is in none of the directories for programs")
-                    .hint(format!("install the Debian package {}", names[0]))
-            })
+        crate::programs::find(names, &self.tool_dirs, names[0])
     }
 }
 
