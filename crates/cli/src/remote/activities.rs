@@ -76,7 +76,8 @@ pub(crate) fn wait(session: &Session<'_>, answer: &Value) -> Result<Value, Failu
     terminal.say(&format!("activity {id}"));
     let ended = follow(session, id, &mut |line| {
         terminal.status(line);
-        if !terminal.draws() {
+        // What passes by on a bar is gone; a warning must stay.
+        if !terminal.draws() || line.starts_with("warning: ") {
             terminal.say(line);
         }
         Ok(())

@@ -30,7 +30,10 @@ pub(crate) fn create(global: &Global, arguments: &CreateArgs) -> Result<(), Fail
     } else {
         put(id)?;
     }
-    tell(&session, &backup);
+    // Where there is no bar to draw, every line of the log was shown, and these with them.
+    if session.terminal.draws() {
+        tell(&session, &backup);
+    }
     if backup["attributes"]["completeness"] == "partial" {
         let gaps: Vec<String> = list(&backup["gaps"])
             .iter()
