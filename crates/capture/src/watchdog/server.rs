@@ -144,6 +144,10 @@ impl Watchdog {
                             greeted.send(News::Greeted).unwrap_or(());
                             holder.watch();
                         }
+                        // Somebody looked whether a watchdog is there, as `doctor` does.
+                        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                            tracing::debug!("a connection ended before it said anything");
+                        }
                         Err(error) => tracing::warn!("a holder could not be watched: {error}"),
                     };
                     spawn(&tell, watch);
