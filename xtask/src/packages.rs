@@ -1,8 +1,8 @@
 //! The Debian packages that tests need, and how they are installed.
 //!
-//! PostgreSQL's package starts a server of its own when it is installed. Tests start theirs in
-//! directories of their own, so that one is prevented: by a drop-in file that is there only while
-//! apt-get runs. An installation that exists already is left as it is.
+//! The servers' packages start a server of their own when they are installed. Tests start theirs in
+//! directories of their own, so those are prevented: by files that are there only while apt-get
+//! runs. An installation that exists already is left as it is.
 
 use crate::{Failure, Outcome};
 use std::env;
@@ -33,6 +33,8 @@ const NEEDS: [Need; 10] = [
 /// Debian's file is read by `pg_createcluster` at installation.
 const NO_CLUSTER_DIR: &str = "/etc/postgresql-common/createcluster.d";
 const NO_CLUSTER_FILE: &str = "stillpoint-tests-need-no-cluster.conf";
+/// What packages ask whether they may start their servers; 101 is no.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Installs what is missing, if it may.
 pub(crate) fn provide(install: bool) -> Outcome {
@@ -61,7 +63,7 @@ pub(crate) fn provide(install: bool) -> Outcome {
         )));
     }
     eprintln!("xtask: installing {}", packages.join(" "));
-    let guard = NoCluster::begin();
+    let guard = Quiet::begin();
     let installed = apt_get(&["update"]) && {
         let mut arguments = vec!["install", "-y", "--no-install-recommends"];
         arguments.extend(&packages);
@@ -88,33 +90,47 @@ fn apt_get(arguments: &[&str]) -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-/// While this lives, installing PostgreSQL makes no cluster.
-struct NoCluster {
-    file: PathBuf,
+/// While this lives, installing makes no cluster of PostgreSQL and starts no server.
+struct Quiet {
+    files: Vec<PathBuf>,
     made_dirs: Vec<PathBuf>,
 }
 
-impl NoCluster {
+impl Quiet {
     fn begin() -> Self {
         let dir = Path::new(NO_CLUSTER_DIR);
         let made_dirs: Vec<PathBuf> =
             dir.ancestors().take_while(|dir| !dir.exists()).map(Path::to_owned).collect();
-        let file = dir.join(NO_CLUSTER_FILE);
-        let written = fs::create_dir_all(dir).and_then(|()| {
-            #[allow(clippy::disallowed_methods, reason = "removed again in a minute")]
-            fs::write(&file, "create_main_cluster = false\n")
-        });
-        if let Err(error) = written {
-            eprintln!("xtask: {}: {error}; a PostgreSQL server may be started", file.display());
+        let mut quiet = Self { files: Vec::new(), made_dirs };
+        let made = fs::create_dir_all(dir);
+        made.unwrap_or_else(|error| eprintln!("xtask: {}: {error}", dir.display()));
+        quiet.write(&dir.join(NO_CLUSTER_FILE), "create_main_cluster = false\n", 0o644);
+        // A machine that has a policy of its own keeps it.
+        let policy = Path::new(POLICY);
+        if !policy.exists() {
+            quiet.write(policy, "#!/bin/sh\nexit 101\n", 0o755);
         }
-        Self { file, made_dirs }
+        quiet
+    }
+
+    fn write(&mut self, file: &Path, text: &str, mode: u32) {
+        use std::os::unix::fs::PermissionsExt;
+        #[allow(clippy::disallowed_methods, reason = "removed again in a minute")]
+        let written = fs::write(file, text)
+            .and_then(|()| fs::set_permissions(file, fs::Permissions::from_mode(mode)));
+        if let Err(error) = written {
+            eprintln!("xtask: {}: {error}; a server may be started", file.display());
+        }
+        self.files.push(file.to_owned());
     }
 }
 
-impl Drop for NoCluster {
+impl Drop for Quiet {
     fn drop(&mut self) {
         // What cannot be removed does no harm. Directories in use by the package stay.
-        let _ = fs::remove_file(&self.file);
+        for file in &self.files {
+            let _ = fs::remove_file(file);
+        }
         for dir in &self.made_dirs {
             let _ = fs::remove_dir(dir);
         }
