@@ -84,7 +84,12 @@ impl Locations {
             let whole = sizes.get(&id) == Some(&size);
             *copies.counts.entry(SnapshotId(id.0)).or_default() += usize::from(whole);
         }
-        copies.all_asked = self.members.iter().all(|member| member.used().is_some());
+        copies.all_asked = self.all_asked();
         Ok(copies)
+    }
+
+    /// Whether what is listed is all that there is: every location answers, or holds nothing yet.
+    pub fn all_asked(&self) -> bool {
+        self.members.iter().all(|member| member.used().is_some() || member.is_empty())
     }
 }
