@@ -5,7 +5,7 @@
 //! the same disks and lines; a task that begins meanwhile does not wait. A connection to the server
 //! has one healer, which ends with it: what it was copying is taken up by the next one.
 
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::place::{Where, data_dir, read_config, vault};
 use crate::protocol::{self, FromAgent};
 use crate::stored::{Copies, copies};
@@ -179,23 +179,19 @@ impl Shared {
         }
         say(&FromAgent::Locations { locations: before });
         let mut failed = Vec::new();
+        let mut failure = None;
         for vault in &to_heal {
-            if let Some(healing) = vault.heal(self)? {
-                for location in healing.healed.locations {
-                    if location.files + location.deleted > 0 {
-                        tracing::info!(
-                            "location {}: {} files copied, {} deleted",
-                            location.name,
-                            location.files,
-                            location.deleted
-                        );
-                    }
-                    if let Some(why) = location.left {
-                        failed.push((location.name, why));
-                    }
+            match self.heal_one(vault, say) {
+                Ok(left) => failed.extend(left),
+                Err(cancelled) if cancelled.kind() == FailureKind::Cancelled => {
+                    return Err(cancelled);
                 }
-                let Copies { counts, all_asked } = copies(&healing.opened)?;
-                say(&FromAgent::Copies { copies: counts, all_asked });
+                // That of another environment type is healed all the same.
+                Err(other) => {
+                    let why = other.lines().join(": ");
+                    failed.extend(vault.sites.iter().map(|s| (s.name.to_string(), why.clone())));
+                    failure.get_or_insert(other);
+                }
             }
         }
         if !to_heal.is_empty() {
@@ -208,7 +204,31 @@ impl Shared {
             }
             say(&FromAgent::Locations { locations: after });
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// The locations that were not made whole, each with the reason.
+    fn heal_one(
+        &self,
+        vault: &Vault,
+        say: &(dyn Fn(&FromAgent) + Send),
+    ) -> Result<Vec<(String, String)>, Failure> {
+        let mut failed = Vec::new();
+        let Some(healing) = vault.heal(self)? else { return Ok(failed) };
+        for location in healing.healed.locations {
+            if location.files + location.deleted > 0 {
+                tracing::info!(
+                    "location {}: {} files copied, {} deleted",
+                    location.name,
+                    location.files,
+                    location.deleted
+                );
+            }
+            failed.extend(location.left.map(|why| (location.name, why)));
+        }
+        let Copies { counts, all_asked } = copies(&healing.opened)?;
+        say(&FromAgent::Copies { copies: counts, all_asked });
+        Ok(failed)
     }
 }
 

@@ -160,12 +160,13 @@ pub(crate) fn copies(opened: &Opened) -> Result<Copies, Failure> {
 }
 
 /// Removes the environment's backups of these ids from its repository, and says which were there.
-/// What only they needed stays stored until a prune.
+/// What only they needed stays stored until a prune. One that is not there, while a location cannot
+/// be asked, may be at that one alone, and would come back with it: that is a failure.
 pub fn forget(place: &Place, backups: &[BackupId]) -> Result<Vec<BackupId>, Failure> {
     if !place.vault()?.is_known()? {
         return Ok(Vec::new());
     }
-    let repository = place.repository(false)?.repository;
+    let Opened { repository, locations } = place.repository(false)?;
     let of = format!("environment={}", place.name);
     let list =
         repository.list_snapshots().map_err(|e| Failure::new("list the backups").because(&e))?;
@@ -180,6 +181,17 @@ pub fn forget(place: &Place, backups: &[BackupId]) -> Result<Vec<BackupId>, Fail
     }
     if !ids.is_empty() {
         repository.forget(&ids).map_err(|e| Failure::new("delete the backups").because(&e))?;
+    }
+    if let Some(missing) = backups.iter().find(|id| !found.contains(id))
+        && !locations.all_asked()
+    {
+        let away = locations.notes().join("; ");
+        let what =
+            format!("backup {missing} is at none of the locations that can be used ({away})");
+        return Err(Failure::new(what).hint(
+            "it may be at one that cannot be used now: delete it once that is back, or take that \
+             location out of the configuration",
+        ));
     }
     Ok(found)
 }

@@ -5,8 +5,9 @@
 //! is on disk, as `.password.new`, before anything is encrypted with it, and gets its own name once
 //! the repository stands. A location that had the repository and has it no more is not made anew:
 //! its disk is not mounted, and backups would go to where nobody looks for them; a file
-//! `locations/PROJECT-TYPE/NAME` in the data directory remembers that it had it. And a location that
-//! holds another repository is left alone.
+//! `locations/PROJECT-TYPE/NAME` in the data directory remembers that it had it. A location that
+//! holds another repository, or of which that cannot be told, is left alone. And one directory under
+//! two names, as by a symbolic link, is one location: its copies are not counted twice.
 
 use crate::failure::Failure;
 use std::fs::{self, File, OpenOptions};
@@ -92,6 +93,9 @@ impl Vault {
     }
 
     fn look(&self, site: &Site) -> Found {
+        if let Some(twin) = self.twin(site) {
+            return Found::Unusable(is_twin_of(twin));
+        }
         let config = site.directory.join("config");
         match config.try_exists() {
             Ok(true) => Found::Repository,
@@ -177,7 +181,11 @@ impl Vault {
                         site.directory.display()
                     ),
                 ),
-                Found::Repository => Member::new(name, self.store(site)?),
+                Found::Repository => match fs::read(site.directory.join("config")) {
+                    Ok(_) => Member::new(name, self.store(site)?),
+                    // It may be anybody's.
+                    Err(error) => Member::down(name, format!("read its config: {error}")),
+                },
                 Found::Nothing => Member::empty(name, self.store(site)?),
                 Found::Unusable(why) => Member::down(name, why),
             })
@@ -266,6 +274,10 @@ impl Vault {
         let mut failure = None;
         for site in &self.sites {
             let name = site.name.to_string();
+            if let Some(twin) = self.twin(site) {
+                members.push(Member::down(name, is_twin_of(twin)));
+                continue;
+            }
             members.push(match fs::create_dir_all(&site.directory) {
                 Ok(()) => Member::new(name, self.store(site)?),
                 Err(error) => {
@@ -307,9 +319,26 @@ impl Vault {
         self.sites.iter().filter(ours).try_for_each(|site| self.remember(site))
     }
 
+    /// Under whatever name: names can be changed while a disk is not mounted.
     fn remembers(&self, site: &Site) -> bool {
+        !self.memories_of(site).is_empty()
+    }
+
+    /// The files that say that the repository has been in the site's directory.
+    fn memories_of(&self, site: &Site) -> Vec<PathBuf> {
         let directory = site.directory.display().to_string();
-        fs::read_to_string(self.memory_of(site)).is_ok_and(|text| text.trim_end() == directory)
+        let says = |file: &PathBuf| {
+            fs::read_to_string(file).is_ok_and(|text| text.trim_end() == directory)
+        };
+        let files = fs::read_dir(&self.memory).into_iter().flatten().flatten();
+        files.map(|entry| entry.path()).filter(says).collect()
+    }
+
+    /// An earlier location that is the same directory.
+    fn twin(&self, site: &Site) -> Option<&Site> {
+        let own = identity(&site.directory)?;
+        let earlier = self.sites.iter().take_while(|other| other.name != site.name);
+        earlier.into_iter().find(|other| identity(&other.directory).as_ref() == Some(&own))
     }
 
     fn memory_of(&self, site: &Site) -> PathBuf {
@@ -336,12 +365,15 @@ impl Vault {
         let Some(site) = self.sites.iter().find(|site| site.name == *name) else {
             return Err(Failure::usage(format!("there is no location `{name}`")));
         };
-        match fs::remove_file(self.memory_of(site)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(Failure::new(format!("remove {}", self.memory_of(site).display())).because(&e))
+        for file in self.memories_of(site) {
+            match fs::remove_file(&file) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Failure::new(format!("remove {}", file.display())).because(&e));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// The file system that a location is on, as far as it is there.
@@ -365,6 +397,20 @@ impl Vault {
     }
 }
 
+fn is_twin_of(twin: &Site) -> String {
+    format!("it is the same directory as location {}: one copy is not two", twin.name)
+}
+
+/// What a directory is, whatever path leads to it: the deepest of its ancestors that exists, by
+/// device and inode, and the way from there.
+fn identity(directory: &Path) -> Option<(u64, u64, PathBuf)> {
+    directory.ancestors().find_map(|ancestor| {
+        let found = fs::metadata(ancestor).ok()?;
+        let rest = directory.strip_prefix(ancestor).ok()?;
+        Some((found.dev(), found.ino(), rest.to_owned()))
+    })
+}
+
 /// What may not be looked at is not missing.
 fn exists(path: &Path) -> Result<bool, Failure> {
     path.try_exists().map_err(|e| Failure::new(format!("look for {}", path.display())).because(&e))
@@ -386,3 +432,6 @@ fn write_password(file: &mut File, path: &Path) -> io::Result<String> {
 fn sync_directory(file: &Path) -> io::Result<()> {
     file.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
+
+#[cfg(test)]
+mod tests;

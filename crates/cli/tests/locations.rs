@@ -207,6 +207,44 @@ fn a_location_that_is_added_later_is_filled_and_a_foreign_repository_is_left_alo
 }
 
 #[test]
+fn a_backup_that_only_an_absent_location_has_is_not_called_deleted() {
+    let service = Service::of(two());
+    service.succeed(&["backup:create"]);
+    let unmounted = Unmounted::new(&service.environment, "store");
+    fs::write(service.environment.path("uploads/new"), "only at b").unwrap();
+    let id = service.succeed(&["backup:create"]);
+    assert_eq!(copies(&service, &id).0, "1");
+    let other = Unmounted::new(&service.environment, "second");
+    drop(unmounted);
+    let output = service.run(&["backup:delete", &id, "--yes"]);
+    assert!(!output.status.success());
+    let log = service.succeed(&["activity:log", &activity(&service)]);
+    let said = format!("{}{log}", stderr(&output));
+    assert!(said.contains("is at none of the locations that can be used"), "{said}");
+    drop(other);
+    service.run(&["location:heal"]);
+    await_both(&service, &id);
+    service.succeed(&["backup:delete", &id, "--yes"]);
+    for location in ["store", "second"] {
+        let path = service.environment.path(location).join("test/production/snapshots");
+        assert_eq!(fs::read_dir(path).unwrap().count(), 1, "{location}");
+    }
+}
+
+#[test]
+fn healing_that_fails_says_why_and_ends() {
+    let service = Service::of(two());
+    service.succeed(&["backup:create"]);
+    let records = service.environment.path("store/test/production/deletions");
+    fs::create_dir_all(&records).unwrap();
+    fs::write(records.join("0".repeat(64)), "torn").unwrap();
+    let output = service.run(&["location:heal"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("deletion") && said.contains("damaged"), "{said}");
+}
+
+#[test]
 fn only_an_admin_of_the_project_heals() {
     let service = Service::of(two());
     service.succeed(&["user:add", "eve@example.com", "--machine", "-r", "production:admin"]);

@@ -49,20 +49,29 @@ pub(crate) fn read(
         store.list(FileKind::Deletion).map_err(RepositoryError::store("list the deletions"))?;
     let (mut records, mut unreadable) = (Records::new(), Vec::new());
     for (id, _) in listed {
-        match unpacked::read::<Deletion>(store, key, FileKind::Deletion, &id) {
-            Ok(deletion) if deletion.version == VERSION => {
-                let named = deletion.snapshots.into_iter().map(|id| SnapshotId(id.0));
-                records.insert(id, named.collect());
-            }
-            Ok(deletion) => unreadable.push(RepositoryError::Unsupported(format!(
-                "{} is of version {}, and known is {VERSION}",
-                crate::error::file_name(FileKind::Deletion, &id),
-                deletion.version
-            ))),
+        match read_one(store, key, &id) {
+            Ok(named) => drop(records.insert(id, named)),
             Err(error) => unreadable.push(error),
         }
     }
     Ok((records, unreadable))
+}
+
+/// The snapshots that one record names.
+pub(crate) fn read_one(
+    store: &dyn Store,
+    key: &Key,
+    id: &FileId,
+) -> Result<Vec<SnapshotId>, RepositoryError> {
+    let deletion = unpacked::read::<Deletion>(store, key, FileKind::Deletion, id)?;
+    if deletion.version != VERSION {
+        return Err(RepositoryError::Unsupported(format!(
+            "{} is of version {}, and known is {VERSION}",
+            crate::error::file_name(FileKind::Deletion, id),
+            deletion.version
+        )));
+    }
+    Ok(deletion.snapshots.into_iter().map(|id| SnapshotId(id.0)).collect())
 }
 
 /// The snapshots that are deleted, wherever they may still lie.

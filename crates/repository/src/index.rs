@@ -35,6 +35,7 @@ struct Entry {
 /// All blobs of a repository, as its index files listed them.
 #[derive(Default)]
 pub(crate) struct Index {
+    files: Vec<FileId>,
     packs: Vec<FileId>,
     data: Vec<Entry>,
     tree: Vec<Entry>,
@@ -54,7 +55,10 @@ impl Index {
                 continue;
             }
             match unpacked::read::<IndexFile>(store, key, FileKind::Index, &id) {
-                Ok(file) => index.add(file, &mut places),
+                Ok(file) => {
+                    index.files.push(id);
+                    index.add(file, &mut places);
+                }
                 // Another client merged index files while we listed them: list again.
                 Err(RepositoryError::Store { source, .. })
                     if source.kind() == std::io::ErrorKind::NotFound =>
@@ -121,6 +125,11 @@ impl Index {
             entries.retain(|entry| !lost[entry.pack as usize]);
         }
         lost.into_iter().filter(|lost| *lost).count()
+    }
+
+    /// The index files that were read.
+    pub(crate) fn files(&self) -> &[FileId] {
+        &self.files
     }
 
     /// Every pack that is listed.

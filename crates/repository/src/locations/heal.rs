@@ -4,19 +4,23 @@
 //! keys, packs, index files; snapshots last. A snapshot that is deleted while it is being copied is
 //! removed again: whoever deletes writes the record before removing, and the record is looked at
 //! once more after the copy. Cut off anywhere, healing is begun anew and finds what is left to do.
-//! A location's own restic lock is held meanwhile, so that no stock client prunes beside it.
+//! A location's own restic lock is held meanwhile, so that no stock client prunes beside it, and
+//! looked at before each snapshot, as by every writer.
+//!
+//! What is damaged everywhere is passed over and named: it must not keep everything else from having
+//! a second copy. From then on snapshots are looked through before they are copied.
 
+use super::closure::Closure;
 use super::copy::{Lacking, Whole};
-use super::{Locations, Member};
+use super::{Locations, Member, file};
 use crate::deletion::{self, Records};
 use crate::error::RepositoryError;
-use crate::format::pack::BlobKind;
-use crate::id::{BlobId, FileId, SnapshotId};
+use crate::id::{FileId, SnapshotId};
 use crate::index::Index;
 use crate::lock::Lock;
 use crate::repository::{CONFIG, Repository};
 use crate::store::{FileKind, Store};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use stillpoint_model::progress::Monitor;
@@ -52,10 +56,12 @@ impl Healed {
 
 /// What all locations should hold.
 struct Wanted {
-    snapshots: BTreeSet<FileId>,
+    snapshots: BTreeMap<FileId, u64>,
     records: Records,
     deleted: HashSet<SnapshotId>,
-    keys: BTreeSet<FileId>,
+    /// Records with their sizes, and keys.
+    record_files: BTreeMap<FileId, u64>,
+    keys: BTreeMap<FileId, u64>,
     whole: Whole,
     /// Packs that the index lists and that are nowhere: then snapshots are looked through before
     /// they are copied, since some may rest on them.
@@ -93,10 +99,9 @@ impl Locations {
     }
 
     fn wanted(&self, repository: &Repository) -> Result<Wanted, RepositoryError> {
-        let list = |kind: FileKind| -> Result<BTreeSet<FileId>, RepositoryError> {
+        let list = |kind: FileKind| {
             let doing = format!("list every {}", kind.word());
-            let listed = self.list(kind).map_err(RepositoryError::store(doing))?;
-            Ok(listed.into_iter().map(|(id, _)| id).collect())
+            self.sizes(kind).map_err(RepositoryError::store(doing))
         };
         // Snapshots, then the index, then packs: whatever a listed snapshot needs was there before
         // it, so it is found.
@@ -107,15 +112,15 @@ impl Locations {
             return Err(error);
         }
         let deleted = deletion::deleted(&records);
-        snapshots.retain(|id| !deleted.contains(&SnapshotId(id.0)));
+        snapshots.retain(|id, _| !deleted.contains(&SnapshotId(id.0)));
+        let mut record_files = list(FileKind::Deletion)?;
+        record_files.retain(|id, _| records.contains_key(id));
         let keys = list(FileKind::Key)?;
         let index = Index::load(self, repository.key())?;
-        let packs: Vec<FileId> = index.packs().to_vec();
-        let whole =
-            Whole::of(self, &packs).map_err(RepositoryError::store("compare the locations"))?;
-        let stored = list(FileKind::Pack)?;
-        let lost = packs.iter().any(|pack| !stored.contains(pack));
-        Ok(Wanted { snapshots, records, deleted, keys, whole, lost })
+        let whole = Whole::of(self, index.packs(), index.files())
+            .map_err(RepositoryError::store("compare the locations"))?;
+        let lost = whole.packs() < index.packs().len();
+        Ok(Wanted { snapshots, records, deleted, record_files, keys, whole, lost })
     }
 
     fn heal_one(
@@ -141,7 +146,8 @@ impl Locations {
         if lacking.files() > 0 {
             monitor.begin(&format!("heal location {}", member.name), Some(total));
         }
-        self.copy_all(store, wanted, &lacking, report, monitor).map_err(|error| {
+        let copied = self.copy_all(store, wanted, &lacking, report, monitor);
+        let damaged = copied.map_err(|error| {
             if monitor.cancelled() {
                 RepositoryError::Cancelled
             } else {
@@ -153,7 +159,8 @@ impl Locations {
             let config = self.read(FileKind::Config, &CONFIG).map_err(failed("read the config"))?;
             store.write(FileKind::Config, &CONFIG, &config).map_err(failed("write the config"))?;
         }
-        self.copy_snapshots(repository, store, wanted, report, monitor)?;
+        let there = Target { store, lock: &lock, look_through: wanted.lost || damaged };
+        self.copy_snapshots(repository, &there, wanted, report, monitor)?;
         member.becomes_whole();
         lock.release()
     }
@@ -170,14 +177,13 @@ impl Locations {
                 report.deleted += 1;
             }
         }
-        let known: BTreeSet<FileId> =
-            store.list(FileKind::Deletion)?.into_iter().map(|(id, _)| id).collect();
-        for id in wanted.records.keys().filter(|id| !known.contains(*id)) {
-            self.copy(store, FileKind::Deletion, id)?;
+        for id in lacks(store, FileKind::Deletion, &wanted.record_files)? {
+            self.copy(store, FileKind::Deletion, &id)??;
         }
         Ok(())
     }
 
+    /// Whether something is damaged everywhere, and so was not copied.
     fn copy_all(
         &self,
         store: &dyn Store,
@@ -185,124 +191,128 @@ impl Locations {
         lacking: &Lacking,
         report: &mut HealedLocation,
         monitor: &dyn Monitor,
-    ) -> io::Result<()> {
-        let mut step = |bytes: u64| {
-            report.files += 1;
-            report.bytes += bytes;
-            monitor.advance(bytes);
+    ) -> io::Result<bool> {
+        let mut damaged = false;
+        let mut step = |kind: FileKind, id: &FileId, copied: io::Result<u64>| {
+            match copied {
+                Ok(bytes) => {
+                    report.files += 1;
+                    report.bytes += bytes;
+                    monitor.advance(bytes);
+                }
+                // Snapshots cannot be looked through without their index.
+                Err(error) if kind == FileKind::Index => return Err(error),
+                Err(error) => {
+                    let why = self.damage(error)?;
+                    damaged = true;
+                    report.left = Some(not_copied(kind, id, &why.to_string()));
+                }
+            }
             if monitor.cancelled() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
         };
-        let keys: BTreeSet<FileId> =
-            store.list(FileKind::Key)?.into_iter().map(|(id, _)| id).collect();
-        for id in wanted.keys.difference(&keys) {
-            step(self.copy(store, FileKind::Key, id)?)?;
+        for id in lacks(store, FileKind::Key, &wanted.keys)? {
+            step(FileKind::Key, &id, self.copy(store, FileKind::Key, &id)?)?;
         }
-        self.complete(store, lacking, &mut step)
+        self.complete(store, lacking, &mut step)?;
+        Ok(damaged)
     }
 
     fn copy_snapshots(
         &self,
         repository: &Repository,
-        store: &dyn Store,
+        there: &Target<'_>,
         wanted: &Wanted,
         report: &mut HealedLocation,
         monitor: &dyn Monitor,
     ) -> Result<(), RepositoryError> {
-        let name = report.name.clone();
+        let (store, name) = (there.store, report.name.clone());
         let failed = |doing: &str| RepositoryError::store(format!("{doing} at {name}"));
-        let there: BTreeSet<FileId> = store
-            .list(FileKind::Snapshot)
-            .map_err(failed("list the snapshots"))?
-            .into_iter()
-            .map(|(id, _)| id)
-            .collect();
-        let mut closure = Closure { repository, index: None, seen: HashSet::new() };
-        for id in wanted.snapshots.difference(&there) {
+        let mut closure = Closure::new(repository);
+        let known: HashSet<FileId> = wanted.records.keys().copied().collect();
+        let lacks = lacks(store, FileKind::Snapshot, &wanted.snapshots)
+            .map_err(failed("list the snapshots"))?;
+        for id in lacks {
             if monitor.cancelled() {
                 return Err(RepositoryError::Cancelled);
             }
-            if wanted.lost
-                && let Err(error) = closure.walk(store, id)
+            if there.look_through
+                && let Err(error) = closure.walk(store, &id)
             {
-                report.left = Some(format!(
-                    "snapshot {} is not copied, since it is damaged everywhere: {}",
-                    id.short(),
-                    error.explain()
-                ));
+                report.left = Some(not_copied(FileKind::Snapshot, &id, &error.explain()));
                 continue;
             }
-            match self.copy(store, FileKind::Snapshot, id) {
+            // Else a prune may have removed what was copied.
+            there.lock.verify()?;
+            match self.copy(store, FileKind::Snapshot, &id).map_err(failed("copy a snapshot"))? {
                 Ok(bytes) => {
                     report.files += 1;
                     report.bytes += bytes;
                 }
                 // Deleted since it was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(failed("copy a snapshot")(error)),
+                Err(error) => {
+                    let why = self.damage(error).map_err(failed("copy a snapshot"))?;
+                    report.left = Some(not_copied(FileKind::Snapshot, &id, &why.to_string()));
+                    continue;
+                }
             }
-            // Whoever deleted it meanwhile wrote the record first, and may have removed it before
-            // we wrote it.
-            let (records, _) = deletion::read(store, repository.key())?;
-            if deletion::deleted(&records).contains(&SnapshotId(id.0)) {
-                remove(store, id).map_err(failed("remove a deleted snapshot"))?;
+            if self.was_deleted(repository, &id, &known)? {
+                remove(store, &id).map_err(failed("remove a deleted snapshot"))?;
             }
         }
         Ok(())
     }
+
+    /// Whether a record has come that names the snapshot: whoever deleted it meanwhile wrote the
+    /// record first, wherever they could, and may have removed it before we wrote it. Records that
+    /// are `known` do not name it.
+    fn was_deleted(
+        &self,
+        repository: &Repository,
+        snapshot: &FileId,
+        known: &HashSet<FileId>,
+    ) -> Result<bool, RepositoryError> {
+        let listed = self
+            .list(FileKind::Deletion)
+            .map_err(RepositoryError::store("list the deletions again"))?;
+        for (id, _) in listed {
+            if !known.contains(&id) {
+                let named = deletion::read_one(self, repository.key(), &id)?;
+                if named.contains(&SnapshotId(snapshot.0)) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A location while it is given snapshots.
+struct Target<'a> {
+    store: &'a dyn Store,
+    lock: &'a Lock,
+    /// Something is missing there that snapshots may rest on.
+    look_through: bool,
+}
+
+/// Which of the files `store` has not, or not whole.
+fn lacks(
+    store: &dyn Store,
+    kind: FileKind,
+    wanted: &BTreeMap<FileId, u64>,
+) -> io::Result<Vec<FileId>> {
+    let has: BTreeMap<FileId, u64> = store.list(kind)?.into_iter().collect();
+    let lacks = wanted.iter().filter(|(id, size)| has.get(*id) != Some(*size));
+    Ok(lacks.map(|(id, _)| *id).collect())
+}
+
+fn not_copied(kind: FileKind, id: &FileId, why: &str) -> String {
+    format!("{} is not copied, since it is damaged everywhere: {why}", file(kind, id))
 }
 
 fn remove(store: &dyn Store, snapshot: &FileId) -> io::Result<()> {
     match store.remove(FileKind::Snapshot, snapshot) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
-    }
-}
-
-/// Looks whether all that a snapshot refers to is at one location.
-struct Closure<'a> {
-    repository: &'a Repository,
-    index: Option<Index>,
-    seen: HashSet<BlobId>,
-}
-
-impl Closure<'_> {
-    fn walk(&mut self, store: &dyn Store, snapshot: &FileId) -> Result<(), RepositoryError> {
-        // What leads to something that is missing must not count as whole for the next one.
-        self.look_through(store, snapshot).inspect_err(|_| self.seen.clear())
-    }
-
-    fn look_through(
-        &mut self,
-        store: &dyn Store,
-        snapshot: &FileId,
-    ) -> Result<(), RepositoryError> {
-        if self.index.is_none() {
-            let mut index = self.repository.load_index()?;
-            let stored =
-                store.list(FileKind::Pack).map_err(RepositoryError::store("list the packs"))?;
-            index.forget_lost(&stored);
-            self.index = Some(index);
-        }
-        let Some(index) = &self.index else { return Ok(()) };
-        let mut to_walk = vec![self.repository.snapshot(&SnapshotId(snapshot.0))?.tree];
-        while let Some(id) = to_walk.pop() {
-            if !self.seen.insert(id) {
-                continue;
-            }
-            let text = self.repository.blob(index, BlobKind::Tree, &id)?;
-            let tree = crate::format::tree::Tree::decode(&text).map_err(|why| {
-                RepositoryError::damaged(format!("tree blob {}", id.short()), why)
-            })?;
-            for node in &tree.nodes {
-                for blob in node.content.iter().flatten() {
-                    if !index.contains(BlobKind::Data, blob) {
-                        let what = format!("data blob {} of {}", blob.short(), node.quoted_name());
-                        return Err(RepositoryError::Missing(what));
-                    }
-                }
-                to_walk.extend(node.subtree);
-            }
-        }
-        Ok(())
     }
 }

@@ -17,6 +17,7 @@
 //! Every object is named by its hash and never changes, so a copy that was checked against its name
 //! is right, and copying twice does no harm.
 
+mod closure;
 mod copy;
 mod heal;
 mod store;
@@ -50,6 +51,8 @@ pub struct Member {
     hangs: AtomicBool,
     /// It lacks something that a new snapshot may refer to.
     lacking: AtomicBool,
+    /// It was to be written to, to mend what is bad there, and could not: it is not tried again.
+    unmendable: AtomicBool,
     /// How long a read takes there, in nanoseconds, averaged; 0: nobody knows yet.
     latency: AtomicU64,
 }
@@ -64,6 +67,7 @@ impl Member {
             down: Mutex::default(),
             hangs: AtomicBool::new(false),
             lacking: AtomicBool::new(false),
+            unmendable: AtomicBool::new(false),
             latency: AtomicU64::new(0),
         }
     }
@@ -83,6 +87,7 @@ impl Member {
             down: Mutex::new(Some(why.into())),
             hangs: AtomicBool::new(false),
             lacking: AtomicBool::new(false),
+            unmendable: AtomicBool::new(false),
             latency: AtomicU64::new(0),
         }
     }
@@ -119,6 +124,10 @@ impl Member {
 
     fn is_complete(&self) -> bool {
         !self.lacking.load(Relaxed)
+    }
+
+    fn is_mendable(&self) -> bool {
+        !self.unmendable.load(Relaxed)
     }
 
     fn took(&self, time: Duration) {
@@ -186,7 +195,10 @@ impl Locations {
         let why: Vec<String> = self
             .members
             .iter()
-            .map(|m| format!("{}: {}", m.name, m.why_down().unwrap_or_default()))
+            .map(|m| {
+                let lacks = || "it lacks what others have, until it is healed".to_owned();
+                format!("{}: {}", m.name, m.why_down().unwrap_or_else(lacks))
+            })
             .collect();
         io::Error::new(
             io::ErrorKind::NotConnected,

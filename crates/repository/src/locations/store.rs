@@ -1,6 +1,7 @@
 //! The group as a [`Store`]: what is written to all, read from one, and listed from all.
 
 use super::{Locations, Member, file};
+use crate::repository::CONFIG;
 use crate::store::{FileId, FileKind, Store};
 use std::collections::BTreeMap;
 use std::io;
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 /// How long one location may take to write one file before the others go on without it. A disk or
 /// network that hangs must not keep a backup waiting for ever.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// What a read that failed counts as having taken: another location is asked first from then on.
+const FAILED_READ: Duration = Duration::from_secs(10);
 
 impl Locations {
     /// Writes to all of `targets` at once. Those that fail are not used any more.
@@ -47,6 +50,22 @@ impl Locations {
                 store.remove(kind, id).unwrap_or(());
             }
         }
+    }
+
+    /// An index file that is good nowhere, though not every location has it: those which have it
+    /// are left out, and the others, which are whole without it, go on. Whether there are such.
+    fn go_on_without(&self, id: &FileId) -> bool {
+        let have = |store: &dyn Store| store.exists(FileKind::Index, id);
+        let (bad, others): (Vec<_>, Vec<_>) =
+            self.used().partition(|(_, store)| !have(store.as_ref()).is_ok_and(|there| !there));
+        if bad.is_empty() || others.is_empty() {
+            return false;
+        }
+        for (member, _) in bad {
+            let why = format!("{} cannot be read", file(FileKind::Index, id));
+            member.fail(&io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        true
     }
 
     /// Used locations, the quickest reader first; one that nobody has read from yet is tried.
@@ -135,6 +154,9 @@ impl Store for Locations {
                 },
             }
         }
+        if kind == FileKind::Index && self.go_on_without(id) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         // Whoever reads it compares it with its name, and says that it is damaged.
         damaged.ok_or_else(|| failure.unwrap_or_else(|| self.none_left()))
     }
@@ -195,8 +217,17 @@ impl Store for Locations {
         self.used().flat_map(|(_, store)| store.paths(kind, id)).collect()
     }
 
+    /// Where the whole repository is gone, so is the location: its disk was unmounted.
     fn stands(&self, kind: FileKind, id: &FileId) -> io::Result<bool> {
-        Ok(!self.each(|_, store| store.stands(kind, id))?.contains(&false))
+        let stands = self.each(|_, store| {
+            let stands = store.stands(kind, id)?;
+            if !stands && !store.exists(FileKind::Config, &CONFIG)? {
+                let why = "there is no repository any more: is it mounted?";
+                return Err(io::Error::new(io::ErrorKind::NotFound, why));
+            }
+            Ok(stands)
+        })?;
+        Ok(!stands.contains(&false))
     }
 
     fn copies(&self) -> Vec<usize> {
@@ -217,20 +248,22 @@ impl Store for Locations {
             .ok_or_else(|| self.none_left())?;
         let begun = Instant::now();
         let read = store.read_range(kind, id, offset, length);
-        if read.is_ok() {
-            member.took(begun.elapsed());
-        }
+        member.took(match &read {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => FAILED_READ,
+            _ => begun.elapsed(),
+        });
         read
     }
 
     fn mend(&self, copy: usize, kind: FileKind, id: &FileId) {
-        if let Ok(bytes) = self.read_good(kind, id, Some(copy)) {
+        let mendable = self.members.get(copy).is_some_and(Member::is_mendable);
+        if mendable && let Ok(bytes) = self.read_good(kind, id, Some(copy)) {
             self.mend_with(copy, kind, id, &bytes);
         }
     }
 
-    fn rest_on(&self, packs: &[FileId]) -> io::Result<()> {
-        self.find_lacking(packs)
+    fn rest_on(&self, packs: &[FileId], indexes: &[FileId]) -> io::Result<()> {
+        self.find_lacking(packs, indexes)
     }
 
     fn count_copies(&self, kind: FileKind, id: &FileId) -> io::Result<usize> {

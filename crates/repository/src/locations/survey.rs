@@ -1,9 +1,10 @@
-//! How the locations are, told from names alone: without a key, and without reading a file.
+//! How the locations are, told from names and sizes: without a key, and without reading a file,
+//! unless sizes differ.
 
 use super::Locations;
 use crate::id::SnapshotId;
-use crate::store::{FileId, FileKind};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::store::FileKind;
+use std::collections::BTreeMap;
 use std::io;
 
 /// One location's state.
@@ -15,7 +16,7 @@ pub struct LocationState {
     pub down: Option<String>,
     /// It holds no repository yet.
     pub empty: bool,
-    /// Files that others have and it has not: snapshots, index files, keys, records of deletions,
+    /// Files that others have and it has not, or has cut short: snapshots, index files, keys, records of deletions,
     /// and, in a thorough survey, packs.
     pub missing: u64,
 }
@@ -46,21 +47,21 @@ impl Locations {
         let mut missing = vec![0_u64; self.members.len()];
         let kinds = NAMES.iter().chain(thorough.then_some(&FileKind::Pack));
         for kind in kinds {
-            let mut listed: Vec<Option<BTreeSet<FileId>>> = Vec::new();
+            let mut listed = Vec::new();
             for member in &self.members {
                 let names = member.used().map(|store| store.list(*kind));
                 listed.push(match names {
-                    Some(Ok(names)) => Some(names.into_iter().map(|(id, _)| id).collect()),
+                    Some(Ok(names)) => names,
                     Some(Err(error)) => {
                         member.fail(&error);
-                        None
+                        Vec::new()
                     }
-                    None => None,
+                    None => Vec::new(),
                 });
             }
-            let all: BTreeSet<FileId> = listed.iter().flatten().flatten().copied().collect();
+            let all = self.true_sizes(*kind, &listed);
             for (missing, listed) in missing.iter_mut().zip(&listed) {
-                let has = listed.as_ref().map_or(0, BTreeSet::len);
+                let has = listed.iter().filter(|(id, size)| all.get(id) == Some(size)).count();
                 *missing += (all.len() - has) as u64;
             }
         }
@@ -77,12 +78,18 @@ impl Locations {
     /// refers to is.
     pub fn count_snapshots(&self) -> io::Result<Copies> {
         let mut copies = Copies::default();
-        for listed in self.each(|_, store| store.list(FileKind::Snapshot))? {
-            for (id, _) in listed {
-                *copies.counts.entry(SnapshotId(id.0)).or_default() += 1;
-            }
+        let listed = self.each(|_, store| store.list(FileKind::Snapshot))?;
+        let sizes = self.true_sizes(FileKind::Snapshot, &listed);
+        for (id, size) in listed.into_iter().flatten() {
+            let whole = sizes.get(&id) == Some(&size);
+            *copies.counts.entry(SnapshotId(id.0)).or_default() += usize::from(whole);
         }
-        copies.all_asked = self.members.iter().all(|member| member.used().is_some());
+        copies.all_asked = self.all_asked();
         Ok(copies)
+    }
+
+    /// Whether what is listed is all that there is: every location answers, or holds nothing yet.
+    pub fn all_asked(&self) -> bool {
+        self.members.iter().all(|member| member.used().is_some() || member.is_empty())
     }
 }

@@ -122,9 +122,9 @@ pub trait Store: Send + Sync {
     /// that can be done.
     fn mend(&self, _copy: usize, _kind: FileKind, _id: &FileId) {}
 
-    /// Told before a snapshot is prepared that it may rest on any of these packs. Where some are
-    /// missing, the snapshot must not appear.
-    fn rest_on(&self, _packs: &[FileId]) -> io::Result<()> {
+    /// Told before a snapshot is prepared that it may rest on any of these packs, and on the index
+    /// files that list them. Where some are missing, the snapshot must not appear.
+    fn rest_on(&self, _packs: &[FileId], _indexes: &[FileId]) -> io::Result<()> {
         Ok(())
     }
 

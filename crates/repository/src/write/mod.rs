@@ -107,7 +107,7 @@ impl Writer {
         let packs_lost = index.forget_lost(&stored);
         repository
             .store()
-            .rest_on(index.packs())
+            .rest_on(index.packs(), index.files())
             .map_err(RepositoryError::store("compare the locations"))?;
         let shared = Arc::new(Shared::new(repository, index, options));
         let (work, jobs) = crossbeam_channel::bounded(2 * shared.workers);

@@ -15,13 +15,13 @@ use stillpoint_repository::{
 use tempfile::TempDir;
 
 /// Two places beside each other, and a source that is backed up.
-struct Two {
+pub(crate) struct Two {
     directory: TempDir,
 }
 
 impl Two {
     /// Both hold the new repository.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let two = Self { directory: tempfile::tempdir().unwrap() };
         two.change(0);
         let all = vec![Member::new("a", two.local("a")), Member::new("b", two.local("b"))];
@@ -29,25 +29,25 @@ impl Two {
         two
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn local(&self, name: &str) -> Arc<dyn Store> {
+    pub(crate) fn local(&self, name: &str) -> Arc<dyn Store> {
         Arc::new(LocalStore::new(self.path(name)).unwrap())
     }
 
     /// Opens the repository at `a` and at `b`, where `b` may be a store of the test's.
-    fn open(&self, b: Arc<dyn Store>) -> (Repository, Arc<Locations>) {
+    pub(crate) fn open(&self, b: Arc<dyn Store>) -> (Repository, Arc<Locations>) {
         open(vec![Member::new("a", self.local("a")), Member::new("b", b)])
     }
 
-    fn open_sound(&self) -> (Repository, Arc<Locations>) {
+    pub(crate) fn open_sound(&self) -> (Repository, Arc<Locations>) {
         self.open(self.local("b"))
     }
 
     /// Only `name` can be reached.
-    fn open_only(&self, name: &str) -> (Repository, Arc<Locations>) {
+    pub(crate) fn open_only(&self, name: &str) -> (Repository, Arc<Locations>) {
         let member = |one: &str| {
             if one == name {
                 Member::new(one, self.local(one))
@@ -59,48 +59,48 @@ impl Two {
     }
 
     /// Makes the source another one.
-    fn change(&self, seed: u64) {
+    pub(crate) fn change(&self, seed: u64) {
         let source = self.path("source");
         fs::create_dir_all(&source).unwrap();
         fs::write(source.join(format!("file {seed}")), noise(seed + 1, 200_000)).unwrap();
         fs::write(source.join("same"), noise(77, 3_000_000)).unwrap();
     }
 
-    fn back_up(&self, repository: &Repository) -> (SnapshotId, usize) {
+    pub(crate) fn back_up(&self, repository: &Repository) -> (SnapshotId, usize) {
         let report = self.try_back_up(repository).unwrap();
         (report.snapshot, report.stats.copies)
     }
 
-    fn try_back_up(
+    pub(crate) fn try_back_up(
         &self,
         repository: &Repository,
     ) -> Result<stillpoint_repository::BackupReport, RepositoryError> {
         repository.backup(&[self.path("source")], &BackupOptions::default(), &Silent)
     }
 
-    fn snapshots(&self, name: &str) -> Vec<String> {
+    pub(crate) fn snapshots(&self, name: &str) -> Vec<String> {
         self.names(&format!("{name}/snapshots"))
     }
 
-    fn names(&self, below: &str) -> Vec<String> {
+    pub(crate) fn names(&self, below: &str) -> Vec<String> {
         let names = files(&self.path(below));
         names.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
     }
 
     /// Stock restic finds nothing wrong at either location, by itself.
-    fn assert_whole(&self) {
+    pub(crate) fn assert_whole(&self) {
         for name in ["a", "b"] {
             assert_restic_is_content(&self.path(name));
         }
     }
 }
 
-fn open(members: Vec<Member>) -> (Repository, Arc<Locations>) {
+pub(crate) fn open(members: Vec<Member>) -> (Repository, Arc<Locations>) {
     let locations = Arc::new(Locations::new(members));
     (Repository::open(locations.clone(), PASSWORD).unwrap(), locations)
 }
 
-fn assert_restic_is_content(repository: &Path) {
+pub(crate) fn assert_restic_is_content(repository: &Path) {
     let output = Command::new("restic")
         .args(["--no-cache", "-q", "check", "--read-data", "-r"])
         .arg(repository)
@@ -111,7 +111,7 @@ fn assert_restic_is_content(repository: &Path) {
     assert!(output.status.success(), "{}: {said}", repository.display());
 }
 
-fn heal((repository, locations): &(Repository, Arc<Locations>)) -> Healed {
+pub(crate) fn heal((repository, locations): &(Repository, Arc<Locations>)) -> Healed {
     locations.heal(repository, &Silent).unwrap()
 }
 

@@ -10,6 +10,7 @@ mod damage;
 mod failing_store;
 mod killed;
 mod locations;
+mod locations_in_adversity;
 mod locks;
 mod restore;
 mod shaky_store;

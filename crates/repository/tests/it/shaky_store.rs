@@ -1,5 +1,5 @@
-//! A store that fails when it is told to: full after some writes, gone altogether, or interrupted
-//! by the test at the moment of a write.
+//! A store that fails when it is told to: full after some writes, unreadable in part, gone
+//! altogether, or interrupted by the test at the moment of a read or a write.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,6 +18,11 @@ pub(crate) struct Shaky {
     gone: AtomicBool,
     slow: AtomicBool,
     before_write: Mutex<Option<Hook>>,
+    before_read: Mutex<Option<Hook>>,
+    /// Kinds of files that cannot be read, whole or in part.
+    unreadable: Mutex<Vec<FileKind>>,
+    read_only: AtomicBool,
+    pub(crate) reads: AtomicUsize,
     pub(crate) writes: AtomicUsize,
 }
 
@@ -39,6 +44,10 @@ impl Shaky {
             gone: AtomicBool::new(false),
             slow: AtomicBool::new(false),
             before_write: Mutex::default(),
+            before_read: Mutex::default(),
+            unreadable: Mutex::default(),
+            read_only: AtomicBool::new(false),
+            reads: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
         })
     }
@@ -56,6 +65,28 @@ impl Shaky {
     /// Called before each write.
     pub(crate) fn before_write(&self, hook: impl FnMut(FileKind) + Send + 'static) {
         *self.before_write.lock().unwrap() = Some(Box::new(hook));
+    }
+
+    /// Called before a whole file is read.
+    pub(crate) fn before_read(&self, hook: impl FnMut(FileKind) + Send + 'static) {
+        *self.before_read.lock().unwrap() = Some(Box::new(hook));
+    }
+
+    /// From now on files of this kind are listed and cannot be read: sectors are bad.
+    pub(crate) fn cannot_read(&self, kind: FileKind) {
+        self.unreadable.lock().unwrap().push(kind);
+    }
+
+    /// From now on nothing can be written.
+    pub(crate) fn becomes_read_only(&self) {
+        self.read_only.store(true, Ordering::SeqCst);
+    }
+
+    fn readable(&self, kind: FileKind) -> io::Result<()> {
+        if self.unreadable.lock().unwrap().contains(&kind) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        Ok(())
     }
 
     fn there(&self) -> io::Result<&dyn Store> {
@@ -86,6 +117,11 @@ impl Store for Shaky {
         self.there()?.prepare_write()
     }
     fn read(&self, kind: FileKind, id: &FileId) -> io::Result<Vec<u8>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        if let Some(hook) = self.before_read.lock().unwrap().as_mut() {
+            hook(kind);
+        }
+        self.readable(kind)?;
         self.there()?.read(kind, id)
     }
     fn read_range(
@@ -98,11 +134,15 @@ impl Store for Shaky {
         if self.slow.load(Ordering::SeqCst) {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
+        self.readable(kind)?;
         self.there()?.read_range(kind, id, offset, length)
     }
     fn write(&self, kind: FileKind, id: &FileId, content: &[u8]) -> io::Result<()> {
         if let Some(hook) = self.before_write.lock().unwrap().as_mut() {
             hook(kind);
+        }
+        if self.read_only.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
         self.one_less(kind)?;
         self.writes.fetch_add(1, Ordering::SeqCst);
