@@ -23,22 +23,24 @@ impl Lacking {
 /// What a snapshot may rest on: packs with their size, and the index files that list them.
 pub(super) struct Whole {
     packs: BTreeMap<FileId, u64>,
-    /// None: nobody has it any more, so that it cannot be given to anybody.
-    indexes: BTreeMap<FileId, Option<u64>>,
+    indexes: BTreeMap<FileId, u64>,
 }
 
 impl Whole {
     /// `indexes` are those that were read, and `packs` all that they list. Index files that have
     /// come since are not among them: their packs may not be either, and a location that got the
     /// one without the other would not be whole. Of `packs` only those count that are anywhere:
-    /// what is lost everywhere nobody can be given.
+    /// what is lost everywhere nobody can be given. An index file that has gone since it was read, as
+    /// with a location that goes away, is an error: the index is to be read again.
     pub(super) fn of(
         locations: &Locations,
         packs: &[FileId],
         indexes: &[FileId],
     ) -> io::Result<Self> {
         let sizes = locations.sizes(FileKind::Index)?;
-        let indexes = indexes.iter().map(|id| (*id, sizes.get(id).copied())).collect();
+        let indexes = indexes.iter().map(|id| Some((*id, *sizes.get(id)?)));
+        let gone = || io::Error::new(io::ErrorKind::NotFound, "the index changed meanwhile");
+        let indexes = indexes.collect::<Option<_>>().ok_or_else(gone)?;
         let stored = locations.sizes(FileKind::Pack)?;
         let packs = packs.iter().filter_map(|id| Some((*id, *stored.get(id)?))).collect();
         Ok(Self { packs, indexes })
@@ -54,9 +56,7 @@ impl Whole {
         let has: BTreeMap<FileId, u64> = store.list(FileKind::Pack)?.into_iter().collect();
         let index: BTreeMap<FileId, u64> = store.list(FileKind::Index)?.into_iter().collect();
         let lacks = |(id, size): &(&FileId, &u64)| has.get(*id) != Some(*size);
-        let lacks_index = |(id, size): &(&FileId, &Option<u64>)| {
-            size.is_none() || index.get(*id) != size.as_ref()
-        };
+        let lacks_index = |(id, size): &(&FileId, &u64)| index.get(*id) != Some(*size);
         Ok(Lacking {
             packs: self.packs.iter().filter(lacks).map(|(id, size)| (*id, *size)).collect(),
             indexes: self.indexes.iter().filter(lacks_index).map(|(id, _)| *id).collect(),

@@ -75,7 +75,14 @@ impl Locations {
         repository: &Repository,
         monitor: &dyn Monitor,
     ) -> Result<Healed, RepositoryError> {
-        let wanted = self.wanted(repository)?;
+        // Where a location goes away while it is read, what there is is read again without it.
+        let mut tries = self.members.len();
+        let wanted = loop {
+            match self.wanted(repository) {
+                Err(RepositoryError::Store { .. }) if tries > 0 => tries -= 1,
+                read => break read?,
+            }
+        };
         let mut healed = Healed::default();
         for member in &self.members {
             let mut report = HealedLocation { name: member.name.clone(), ..Default::default() };

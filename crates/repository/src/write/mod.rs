@@ -16,6 +16,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::tree::Tree;
 use crate::format::unpacked;
 use crate::id::{BlobId, SnapshotId};
+use crate::index::Index;
 use crate::lock::{Lock, OnLock};
 use crate::repository::Repository;
 use crate::store::FileKind;
@@ -98,17 +99,7 @@ impl Writer {
             options.on_lock.clone(),
         )?;
         // After the lock: nothing that this index lists can be removed now.
-        let mut index = repository.load_index()?;
-        // After the index: every pack that it lists was there before it.
-        let stored = repository
-            .store()
-            .list(FileKind::Pack)
-            .map_err(RepositoryError::store("list the packs"))?;
-        let packs_lost = index.forget_lost(&stored);
-        repository
-            .store()
-            .rest_on(index.packs(), index.files())
-            .map_err(RepositoryError::store("compare the locations"))?;
+        let (index, packs_lost) = Self::index(&repository)?;
         let shared = Arc::new(Shared::new(repository, index, options));
         let (work, jobs) = crossbeam_channel::bounded(2 * shared.workers);
         // Handed over, not queued: a waiting pack would only take memory.
@@ -142,6 +133,26 @@ impl Writer {
                 .push(start("repository upload", Box::new(move || shared.upload(&finished)))?);
         }
         Ok(writer)
+    }
+
+    /// What is stored already, and how many packs of it are lost. Where a location goes away while
+    /// it is read, what only that one had is not stored any more: it is read again.
+    fn index(repository: &Repository) -> Result<(Index, usize), RepositoryError> {
+        const TRIES: usize = 3;
+        let store = repository.store();
+        let mut tried = 1;
+        loop {
+            let mut index = repository.load_index()?;
+            // After the index: every pack that it lists was there before it.
+            let stored =
+                store.list(FileKind::Pack).map_err(RepositoryError::store("list the packs"))?;
+            let packs_lost = index.forget_lost(&stored);
+            match store.rest_on(index.packs(), index.files()) {
+                Ok(()) => return Ok((index, packs_lost)),
+                Err(_) if tried < TRIES => tried += 1,
+                Err(error) => return Err(RepositoryError::store("compare the locations")(error)),
+            }
+        }
     }
 
     /// Saves content: cuts it, and stores the pieces that the repository does not have. An error of

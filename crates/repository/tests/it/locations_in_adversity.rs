@@ -208,21 +208,37 @@ fn a_pack_that_grew_is_the_bad_one_of_two() {
 fn an_index_that_only_a_failing_location_has_stops_no_backup_at_the_other() {
     let damages: [fn(&Two, &Shaky); 2] = [
         |_, b| b.cannot_read(FileKind::Index),
-        |two, _| rewrite(&files(&two.path("b/index"))[0], |bytes| bytes[20] ^= 1),
+        |two, _| {
+            rewrite(&files(&two.path("b/index"))[0], |bytes| bytes[20] = bytes[20].wrapping_add(1));
+        },
     ];
     for damage in damages {
         let two = Two::new();
         two.back_up(&two.open_only("b").0);
+        two.change(1);
+        two.back_up(&two.open_only("b").0);
         let b = Shaky::sound(two.local("b"));
         damage(&two, &b);
-        two.change(1);
+        two.change(2);
         let (repository, locations) = two.open(b);
         assert_eq!(two.back_up(&repository).1, 1);
-        assert_eq!((two.snapshots("a").len(), two.snapshots("b").len()), (1, 1));
+        assert_eq!((two.snapshots("a").len(), two.snapshots("b").len()), (1, 2));
         let notes = locations.notes();
         assert!(notes[0].starts_with("location b is left out: index"), "{notes:?}");
         assert_restic_is_content(&two.path("a"));
         assert_eq!(files(&two.path("b/locks")).len(), 0);
+        // Nor does it keep a third one from being healed.
+        let b = Shaky::sound(two.local("b"));
+        damage(&two, &b);
+        let group = open(vec![
+            Member::new("a", two.local("a")),
+            Member::new("b", b),
+            Member::empty("c", two.local("c")),
+        ]);
+        let healed = heal(&group);
+        assert_eq!(healed.locations.iter().filter(|l| l.left.is_some()).count(), 1, "{healed:?}");
+        assert_eq!(two.snapshots("c"), two.snapshots("a"));
+        assert_restic_is_content(&two.path("c"));
     }
 }
 
@@ -258,4 +274,28 @@ fn a_snapshot_that_is_deleted_while_it_is_copied_by_one_who_cannot_reach_the_tar
     let (repository, locations) = two.open(b);
     locations.heal(&repository, &Silent).unwrap();
     assert_eq!(two.snapshots("b"), Vec::<String>::new());
+}
+
+#[test]
+fn a_location_that_goes_away_while_the_index_is_read_stops_no_backup() {
+    let two = Two::new();
+    two.back_up(&two.open_only("b").0);
+    two.change(1);
+    two.back_up(&two.open_only("b").0);
+    let b = Shaky::sound(two.local("b"));
+    let gone = Arc::downgrade(&b);
+    let mut met = 0;
+    // The second index file is not read any more.
+    b.before_read(move |kind| {
+        met += usize::from(kind == FileKind::Index);
+        if met == 2
+            && let Some(b) = gone.upgrade()
+        {
+            b.go();
+        }
+    });
+    two.change(2);
+    let (repository, _) = two.open(b);
+    assert_eq!(two.back_up(&repository).1, 1);
+    assert_restic_is_content(&two.path("a"));
 }
