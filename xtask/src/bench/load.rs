@@ -51,6 +51,8 @@ pub(crate) fn open_loop(
     command.args(["--h1", "-t", "1", "-c", &CLIENTS.to_string()]);
     command.args(["-n", &format!("{:.0}", rate * seconds as f64), "--rps", &format!("{each:.2}")]);
     command.args(["-r", &format!("{begin_per_ms:.0}"), "--rate-period", "1ms"]);
+    // A proxy that hangs ends the turn.
+    command.args(["--connection-inactivity-timeout", "10s"]);
     command.arg(format!("--log-file={}", log.display()));
     let output = command
         .arg(format!("http://{target}{path}"))
