@@ -1,5 +1,6 @@
 //! `cargo xtask bench gateway`: the gateway beside nginx, both as a proxy before the same
-//! application, in turns.
+//! application, in turns. Which of them goes first changes from turn to turn, so that whatever the
+//! machine's other work does over time favours neither.
 //!
 //! All of load, proxy and application share the machine's cores, so requests a second depend on
 //! what each request costs all three; the processor time of the proxy alone is given beside them.
@@ -136,9 +137,14 @@ impl Pair<'_> {
     /// As many requests as go through: the table's rows, and nginx's median rate.
     fn closed(&self, path: &str, size: usize) -> Result<(String, f64), String> {
         let (mut ours, mut theirs) = (Measured::default(), Measured::default());
-        for _ in 0..self.alternations {
-            theirs.add(self.theirs, path, self.seconds)?;
+        for turn in 0..self.alternations {
+            if turn % 2 == 0 {
+                theirs.add(self.theirs, path, self.seconds)?;
+            }
             ours.add(self.ours, path, self.seconds)?;
+            if turn % 2 == 1 {
+                theirs.add(self.theirs, path, self.seconds)?;
+            }
         }
         let rate = ratios(&ours.rates, &theirs.rates).ok_or("no turn")?;
         let cost = ratios(&ours.costs, &theirs.costs).ok_or("no turn")?;
@@ -171,9 +177,14 @@ impl Pair<'_> {
         let log = scratch.path("requests.log");
         let turn = |side: Side| load::open_loop(side.1, path, rate, self.seconds, &log);
         let (mut ours, mut theirs) = (Delays::default(), Delays::default());
-        for _ in 0..self.alternations {
-            theirs.add(turn(self.theirs)?);
+        for number in 0..self.alternations {
+            if number % 2 == 0 {
+                theirs.add(turn(self.theirs)?);
+            }
             ours.add(turn(self.ours)?);
+            if number % 2 == 1 {
+                theirs.add(turn(self.theirs)?);
+            }
         }
         let more = ours.p99.iter().zip(&theirs.p99).map(|(ours, theirs)| ours - theirs);
         let more = Figures::of(more).ok_or("no turn")?;
