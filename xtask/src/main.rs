@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong arguments or something that must be installed first.
 
+mod bench;
 mod kills;
 mod layers;
 mod manifest;
@@ -31,6 +32,7 @@ Usage: cargo xtask TASK [OPTIONS]
   test     run the whole test suite
   layers   check that dependencies between crates point down only, and that others have a reason
   soak     run the demo over and over, and check what it wrote with restic
+  bench    measure, and print a section for docs/benchmarks.md
 
 `cargo xtask TASK --help` says more.
 ";
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Some("test") => suite::run(&rest),
         Some("layers") => layers::run(&rest),
         Some("soak") => soak::run(&rest),
+        Some("bench") => bench::run(&rest),
         Some(other) => Err(Failure::Usage(format!("there is no task `{other}`\n\n{HELP}"))),
     };
     match outcome {

@@ -105,7 +105,7 @@ fn failed(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 /// Builds the program as users have it, and says where it is.
-fn build() -> Result<PathBuf, String> {
+pub(crate) fn build() -> Result<PathBuf, String> {
     let status = cargo()
         .args(["build", "--release", "--package", "stillpoint"])
         .status()
