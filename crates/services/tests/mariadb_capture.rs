@@ -6,69 +6,11 @@ mod common;
 mod mariadb_server;
 
 use std::io::{self, Read};
-use std::process::Command;
 
 use common::{Memory, capture_prepared, restore, told};
-use mariadb_server::{Server, dump_program, failed_capture, until};
+use mariadb_server::{Interrupted, LARGE, Server, dump_program, failed_capture, marked, until};
 use stillpoint_services::mariadb::{Mariadb, MariadbOptions};
-use stillpoint_services::{Driver, Prepared, Sink};
-
-/// Takes a first part of the first stream, then lets `event` happen, then the rest.
-struct Interrupted<F: Fn() + Sync>(F);
-
-impl<F: Fn() + Sync> Sink for Interrupted<F> {
-    fn write(&self, _: &str, content: &mut dyn Read) -> io::Result<u64> {
-        content.read_exact(&mut [0; 2000])?;
-        (self.0)();
-        io::copy(content, &mut io::sink())
-    }
-}
-
-/// More than the buffers on the way from the server to the sink hold.
-const LARGE: &str = "USE shop; CREATE TABLE shop.large (id INT PRIMARY KEY, filler CHAR(250)); \
-    INSERT INTO shop.large SELECT seq, REPEAT('x', 250) FROM seq_1_to_40000";
-
-fn marked(server: &Server) -> Box<dyn Prepared> {
-    let mut prepared = server.prepared();
-    prepared.mark().unwrap_or_else(|e| panic!("{}", told(&e)));
-    prepared
-}
-
-/// Processes that this one started and that still run.
-fn children() -> Vec<String> {
-    let parent = std::process::id().to_string();
-    let found = Command::new("ps").args(["-o", "comm=", "--ppid", &parent]).output().unwrap();
-    let text = String::from_utf8_lossy(&found.stdout).into_owned();
-    text.lines().filter(|name| name.contains("mariadb-dump")).map(str::to_owned).collect()
-}
-
-fn kill_dumps() {
-    let parent = std::process::id().to_string();
-    let killed = Command::new("pkill")
-        .args(["-KILL", "--parent", &parent, "--exact", "mariadb-dump"])
-        .status()
-        .unwrap();
-    assert!(killed.success());
-}
-
-#[test]
-fn a_dump_that_is_killed_half_way_fails_the_capture_and_leaves_nothing_running() {
-    let server = Server::start();
-    server.sql(LARGE);
-    let mut prepared = marked(&server);
-    let said = failed_capture(prepared.as_mut(), &Interrupted(kill_dumps));
-    assert!(said.contains("dump the database shop") && said.contains("SIGKILL"), "{said}");
-    assert_eq!(children(), Vec::<String>::new());
-    drop(prepared);
-
-    // Parked and marked ones end with what holds them, and their sessions with them.
-    let prepared = marked(&server);
-    assert_eq!(children().len(), 1);
-    drop(prepared);
-    assert_eq!(children(), Vec::<String>::new());
-    let sessions = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'keeper'";
-    until("the sessions end", || server.ask(sessions) == "0");
-}
+use stillpoint_services::{Driver, Sink};
 
 #[test]
 fn a_dump_whose_session_the_server_ends_fails_the_capture() {
@@ -125,24 +67,6 @@ fn a_dump_that_never_comes_to_its_gate_is_refused_in_prepare_with_its_own_words(
     let said = told(&with_program(&server, &dir).prepare().err().unwrap());
     assert!(said.contains("start the dump of the database shop"), "{said}");
     assert!(said.contains("unknown option"), "{said}");
-}
-
-#[test]
-fn a_full_store_ends_the_capture_and_the_next_one_works() {
-    struct Full;
-    impl Sink for Full {
-        fn write(&self, _: &str, content: &mut dyn Read) -> io::Result<u64> {
-            content.read_exact(&mut [0; 100])?;
-            Err(io::Error::other("no space left"))
-        }
-    }
-    let server = Server::start();
-    server.sql(LARGE);
-    let mut prepared = marked(&server);
-    let said = failed_capture(prepared.as_mut(), &Full);
-    assert!(said.contains("no space left"), "{said}");
-    assert_eq!(children(), Vec::<String>::new());
-    capture_prepared(server.prepared().as_mut(), || ());
 }
 
 /// Tables on which each change of definitions below can be tried.

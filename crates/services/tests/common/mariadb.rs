@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 #![allow(clippy::disallowed_methods, reason = "a test's files need not survive a crash")]
 
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -229,4 +230,25 @@ pub(crate) fn dump_program(script: &str) -> tempfile::TempDir {
     std::fs::write(&program, text).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     dir
+}
+
+/// Takes a first part of the first stream, then lets `event` happen, then the rest.
+pub(crate) struct Interrupted<F: Fn() + Sync>(pub(crate) F);
+
+impl<F: Fn() + Sync> Sink for Interrupted<F> {
+    fn write(&self, _: &str, content: &mut dyn Read) -> io::Result<u64> {
+        content.read_exact(&mut [0; 2000])?;
+        (self.0)();
+        io::copy(content, &mut io::sink())
+    }
+}
+
+/// More than the buffers on the way from the server to the sink hold.
+pub(crate) const LARGE: &str = "USE shop; CREATE TABLE shop.large (id INT PRIMARY KEY, filler CHAR(250)); \
+    INSERT INTO shop.large SELECT seq, REPEAT('x', 250) FROM seq_1_to_40000";
+
+pub(crate) fn marked(server: &Server) -> Box<dyn Prepared> {
+    let mut prepared = server.prepared();
+    prepared.mark().unwrap_or_else(|e| panic!("{}", told(&e)));
+    prepared
 }
