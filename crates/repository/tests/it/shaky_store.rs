@@ -132,7 +132,7 @@ impl Store for Shaky {
         length: usize,
     ) -> io::Result<Vec<u8>> {
         if self.slow.load(Ordering::SeqCst) {
-            std::thread::sleep(std::time::Duration::from_millis(200));
+            std::thread::sleep(std::time::Duration::from_millis(500));
         }
         self.readable(kind)?;
         self.there()?.read_range(kind, id, offset, length)
