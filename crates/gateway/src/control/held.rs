@@ -229,7 +229,13 @@ impl Shared {
         match tell {
             Tell::Drained { at } => news.drained = Some(at),
             Tell::Ended { reason, at } => news.ended = Some((reason, at)),
-            answer => news.answer = Some(answer),
+            answer => {
+                // The answer may overtake the news of the same thing.
+                if let Tell::RanOut { reason, at } = &answer {
+                    news.ended.get_or_insert((*reason, *at));
+                }
+                news.answer = Some(answer);
+            }
         }
         self.arrived.notify_all();
     }
