@@ -5,6 +5,7 @@ mod support;
 
 use http_body_util::BodyExt;
 use hyper::header::HeaderValue;
+use hyper::upgrade::Upgraded;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::fmt::Write as _;
@@ -249,16 +250,17 @@ async fn an_application_that_breaks_off_its_response_breaks_off_the_clients() {
     gateway.until(|status| status.in_flight == 0).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upgraded_connection_is_joined_and_does_not_block_the_drain() {
-    let application = Application::start(|mut request| {
+/// An application that switches every request to a protocol of its own, and hands its side of
+/// the connection to the test.
+async fn switching() -> (Application, mpsc::UnboundedReceiver<TokioIo<Upgraded>>) {
+    let (hand_over, connections) = mpsc::unbounded_channel();
+    let application = Application::start(move |mut request| {
+        let hand_over = hand_over.clone();
         Box::pin(async move {
             assert_eq!(request.headers()["upgrade"], "websocket");
             let upgrade = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
-                let mut stream = TokioIo::new(upgrade.await.unwrap());
-                let (mut read, mut write) = tokio::io::split(&mut stream);
-                tokio::io::copy(&mut read, &mut write).await.unwrap();
+                hand_over.send(TokioIo::new(upgrade.await.unwrap())).unwrap();
             });
             let mut response = Response::new(full(""));
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -269,20 +271,94 @@ async fn an_upgraded_connection_is_joined_and_does_not_block_the_drain() {
         })
     })
     .await;
-    let gateway = TestGateway::start(application.address).await;
+    (application, connections)
+}
+
+async fn upgrade(gateway: &TestGateway) -> TcpStream {
     let mut client = TcpStream::connect(gateway.address).await.unwrap();
     let head = "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
     client.write_all(head.as_bytes()).await.unwrap();
     let response = read_until(&mut client, "\r\n\r\n").await;
     assert!(response.starts_with("HTTP/1.1 101 "), "{response}");
     assert!(response.contains("upgrade: websocket\r\n"), "{response}");
+    client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgraded_connection_is_joined_and_does_not_block_the_drain() {
+    let (application, mut connections) = switching().await;
+    let gateway = TestGateway::start(application.address).await;
+    let mut client = upgrade(&gateway).await;
+    let mut server = connections.recv().await.unwrap();
     client.write_all(b"ping.").await.unwrap();
-    assert_eq!(read_until(&mut client, ".").await, "ping.");
+    assert_eq!(read_until(&mut server, ".").await, "ping.");
+    server.write_all(b"pong.").await.unwrap();
+    assert_eq!(read_until(&mut client, ".").await, "pong.");
     let held = drained(gateway.hold_long(Purpose::Backup).await).await;
     assert_eq!(gateway.status().await.upgraded, 1);
     blocking(move || held.release()).await.unwrap();
     drop(client);
+    // The client's end is passed on, and the application's then ends the connection.
+    assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+    drop(server);
     gateway.until(|status| status.upgraded == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_upgraded_connections_client_sends_during_a_hold_arrives_after_it_and_whole() {
+    let (application, mut connections) = switching().await;
+    let gateway = TestGateway::start(application.address).await;
+    let client = upgrade(&gateway).await;
+    let mut server = connections.recv().await.unwrap();
+    let held = drained(gateway.hold_long(Purpose::Backup).await).await;
+
+    // More than the gateway and both its sockets keep, and then the end.
+    let sent: Vec<u8> = (0..16_000_000_u32).map(|number| (number % 251) as u8).collect();
+    let expected = sent.clone();
+    let (mut read, mut write) = client.into_split();
+    let sending = tokio::spawn(async move {
+        write.write_all(&sent).await.unwrap();
+        write.shutdown().await.unwrap();
+    });
+    // What the application sends passes, however often; nothing comes the other way meanwhile.
+    for _ in 0..50 {
+        let mut byte = [0];
+        tokio::select! {
+            biased;
+            read = server.read(&mut byte) => panic!("{read:?} came through the hold"),
+            status = gateway.status() => assert_eq!(status.upgraded, 1),
+        }
+        server.write_all(b"news").await.unwrap();
+        let mut news = [0; 4];
+        read.read_exact(&mut news).await.unwrap();
+        assert_eq!(&news, b"news");
+    }
+    blocking(move || held.release()).await.unwrap();
+    let mut arrived = Vec::new();
+    server.read_to_end(&mut arrived).await.unwrap();
+    assert!(arrived == expected, "{} of {} bytes", arrived.len(), expected.len());
+    sending.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_an_application_does_not_read_keeps_no_hold_waiting() {
+    let (application, mut connections) = switching().await;
+    let gateway = TestGateway::start(application.address).await;
+    let mut client = upgrade(&gateway).await;
+    let mut server = connections.recv().await.unwrap();
+    let sending = tokio::spawn(async move {
+        client.write_all(&vec![7; 16_000_000]).await.unwrap();
+        client.shutdown().await.unwrap();
+        client
+    });
+    // It has begun to arrive; the rest waits for an application that reads no further.
+    assert_eq!(server.read_u8().await.unwrap(), 7);
+    let held = drained(gateway.hold_long(Purpose::Backup).await).await;
+    blocking(move || held.release()).await.unwrap();
+    let mut arrived = Vec::new();
+    server.read_to_end(&mut arrived).await.unwrap();
+    assert_eq!(arrived.len(), 15_999_999);
+    drop(sending.await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

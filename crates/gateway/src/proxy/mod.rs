@@ -4,10 +4,8 @@
 //! A request that waits at the gate has had its head read and no more: its body stays in the
 //! client's socket. Every answer of the gateway itself is plain text that says who speaks.
 //!
-//! Upgraded connections (WebSocket) are passed through. They stop counting as in flight with the
-//! application's 101, so that they do not block a drain. Holding what their clients send during a
-//! hold is not done yet: an application that writes on behalf of a WebSocket message during the
-//! hold is seen by the settling of the services, not here.
+//! Upgraded connections (WebSocket) stop counting as in flight with the application's 101, so that
+//! they do not block a drain; what their clients send during a hold is held.
 
 mod body;
 pub(crate) mod headers;
@@ -105,7 +103,7 @@ impl Visitor {
             };
             switched = headers::upgrade(response.headers());
             let upstream = hyper::upgrade::on(&mut response);
-            upgrade::join(client, upstream, self.gate.count_upgrade());
+            upgrade::join(self.gate.clone(), client, upstream, self.gate.count_upgrade());
         }
         headers::to_client(response.headers_mut(), switched);
         let leaving = self.leaving.clone();

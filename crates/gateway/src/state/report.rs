@@ -47,6 +47,11 @@ impl<T> State<T> {
         }
     }
 
+    /// Whether what clients send may go on to the application.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Passing | Phase::Releasing { .. })
+    }
+
     fn name(&self) -> StateName {
         match &self.phase {
             Phase::Passing => StateName::Passing,

@@ -18,7 +18,7 @@ use std::time::Duration;
 use stillpoint_gateway::control::{Control, ControlError, Held, HoldOrder, Purpose, Status};
 use stillpoint_gateway::{Gateway, GatewayError, GatewayOptions};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -208,7 +208,7 @@ pub async fn rest(stream: &mut TcpStream) -> String {
 }
 
 /// Reads until what was read ends with `end`.
-pub async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+pub async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &str) -> String {
     let mut read = Vec::new();
     while !read.ends_with(end.as_bytes()) {
         match stream.read_u8().await {
