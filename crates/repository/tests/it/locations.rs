@@ -368,6 +368,10 @@ fn assert_met_and_mended(two: &Two, path: &Path, damage: impl Fn(&[u8]) -> Vec<u
         "{notes:?}"
     );
     assert_eq!(fs::read(path).unwrap(), good);
+    let met = locations.notes().len();
+    let target = tempfile::tempdir().unwrap();
+    reader.restore(&tree, target.path(), &RestoreOptions::default(), &Silent).unwrap();
+    assert_eq!(locations.notes().len(), met, "what is mended is not met again");
 }
 
 #[test]
