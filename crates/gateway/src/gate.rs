@@ -190,6 +190,13 @@ impl Drop for Seat {
 /// An upgraded connection that is open.
 pub(crate) struct UpgradeCount(Arc<Gate>);
 
+impl UpgradeCount {
+    /// The gate that it counts at.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.0
+    }
+}
+
 impl Drop for UpgradeCount {
     fn drop(&mut self) {
         self.0.upgraded.fetch_sub(1, Ordering::Relaxed);

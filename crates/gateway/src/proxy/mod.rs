@@ -103,7 +103,7 @@ impl Visitor {
             };
             switched = headers::upgrade(response.headers());
             let upstream = hyper::upgrade::on(&mut response);
-            upgrade::join(self.gate.clone(), client, upstream, self.gate.count_upgrade());
+            upgrade::join(client, upstream, self.gate.count_upgrade());
         }
         headers::to_client(response.headers_mut(), switched);
         let leaving = self.leaving.clone();

@@ -14,7 +14,6 @@ use crate::gate::{Gate, UpgradeCount};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::io;
-use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
@@ -23,9 +22,8 @@ const BUFFER: usize = 8 * 1024;
 
 /// Joins a client's and the application's connection once both have switched. The connection
 /// counts as upgraded, and not as in flight, for as long as `count` lives.
-pub(crate) fn join(gate: Arc<Gate>, client: OnUpgrade, upstream: OnUpgrade, count: UpgradeCount) {
+pub(crate) fn join(client: OnUpgrade, upstream: OnUpgrade, count: UpgradeCount) {
     tokio::spawn(async move {
-        let _count = count;
         let (client, upstream) = match tokio::try_join!(client, upstream) {
             Ok(both) => both,
             Err(error) => {
@@ -40,7 +38,7 @@ pub(crate) fn join(gate: Arc<Gate>, client: OnUpgrade, upstream: OnUpgrade, coun
             to_client.shutdown().await
         };
         if let Err(error) =
-            tokio::try_join!(pass_unless_held(&gate, from_client, to_upstream), back)
+            tokio::try_join!(pass_unless_held(count.gate(), from_client, to_upstream), back)
         {
             tracing::debug!(%error, "an upgraded connection broke");
         }
