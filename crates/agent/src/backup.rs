@@ -18,7 +18,7 @@ pub fn take(
     place: &Place,
     id: BackupId,
     live: bool,
-    monitor: &dyn Monitor,
+    monitor: &Arc<dyn Monitor>,
 ) -> Result<Backup, Failure> {
     let _busy = place.lock(Activity::Backup)?;
     if let Some(open) = Journal::read(&place.journal()?)? {
@@ -39,7 +39,7 @@ pub fn take(
         None
     });
     let last = last.as_ref().map(|last| (&reader, last));
-    let participants = parts::participants(place, live, last, monitor)?;
+    let participants = parts::participants(place, live, last, &**monitor)?;
     drop(reader);
     let environment = place.environment();
     let order = BackupOrder {

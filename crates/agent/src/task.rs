@@ -75,7 +75,7 @@ pub fn run(
     Ok(())
 }
 
-fn carry_out(place: &Where, order: &Order, reporter: &Reporter) -> Outcome {
+fn carry_out(place: &Where, order: &Order, reporter: &Arc<Reporter>) -> Outcome {
     let done = Place::find(place, Some(order.environment().as_str())).and_then(|mut place| {
         // A task whose agent died may still be on its way out.
         place.patience = PATIENCE;
@@ -112,8 +112,14 @@ fn stopped(failure: Failure, reporter: &Reporter) -> Failure {
     }
 }
 
-fn take(place: &Place, id: &BackupId, live: bool, reporter: &Reporter) -> Result<Outcome, Failure> {
-    let taken = backup::take(place, id.clone(), live, reporter)
+fn take(
+    place: &Place,
+    id: &BackupId,
+    live: bool,
+    reporter: &Arc<Reporter>,
+) -> Result<Outcome, Failure> {
+    let monitor: Arc<dyn Monitor> = reporter.clone();
+    let taken = backup::take(place, id.clone(), live, &monitor)
         .map_err(|failure| stopped(failure, reporter))?;
     Ok(published(place, &taken, reporter))
 }
@@ -166,7 +172,7 @@ fn put_back(
     place: &Place,
     wish: &Wish,
     safety: Option<&BackupId>,
-    reporter: &Reporter,
+    reporter: &Arc<Reporter>,
 ) -> Result<Outcome, Failure> {
     let reader = Arc::new(stored::open(place)?);
     for failure in stored::damaged(&reader) {
@@ -175,7 +181,8 @@ fn put_back(
     let plan = Plan::new(place, reader, wish)?;
     if let Some(safety) = safety {
         reporter.log("taking a safety backup of what is there now".to_owned());
-        let taken = backup::take(place, safety.clone(), false, reporter)
+        let monitor: Arc<dyn Monitor> = reporter.clone();
+        let taken = backup::take(place, safety.clone(), false, &monitor)
             .map_err(|failure| stopped(failure, reporter))
             .map_err(|failure| failure.hint("mend that, or restore without a safety backup"))?;
         let complete = taken.manifest.completeness == Completeness::Complete;
@@ -187,7 +194,7 @@ fn put_back(
             .hint("mend that, or restore without a safety backup"));
         }
     }
-    let restored = plan.run(place, reporter).map_err(|failure| {
+    let restored = plan.run(place, &**reporter).map_err(|failure| {
         // With a journal left behind, what is there now is not what was there before.
         match place.journal().map(|journal| Journal::read(&journal)) {
             Ok(Ok(None)) => stopped(failure, reporter),

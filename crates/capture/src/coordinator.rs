@@ -8,11 +8,14 @@
 //! - the snapshot is written last, and only if nothing that was asked for is silently missing.
 
 use crate::CaptureError;
+use crate::crew::{Answer, Crew};
 use crate::participant::{Account, HoldOrder, Participant, Rank};
+use crate::still_point::{Bounds, Ending, Failure, Moved, Next, Reply, Step, StillPoint};
 use crate::watchdog::{Guard, Undo, WatchdogError};
 use jiff::Timestamp;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use stillpoint_model::ids::{BackupId, EnvironmentName, ProjectId};
 use stillpoint_model::manifest::{
@@ -55,6 +58,9 @@ pub struct Limits {
     pub silence: Duration,
     /// How long to wait for the services' counters to stand still after the drain.
     pub settle: Duration,
+    /// How long each participant may take for any other step: to hold, to freeze, to mark, to let
+    /// go.
+    pub step: Duration,
 }
 
 impl Limits {
@@ -62,6 +68,11 @@ impl Limits {
     pub(crate) fn hold(&self, id: String) -> HoldOrder {
         let Self { drain_timeout, max_hold, silence, .. } = *self;
         HoldOrder { id, drain_timeout, max_hold, silence }
+    }
+
+    fn bounds(&self) -> Bounds {
+        let Self { drain_timeout: drain, step, settle, max_hold, .. } = *self;
+        Bounds { drain, step, settle, max_hold }
     }
 }
 
@@ -72,6 +83,7 @@ impl Default for Limits {
             max_hold: Duration::from_secs(30),
             silence: Duration::from_secs(5),
             settle: Duration::from_millis(200),
+            step: Duration::from_secs(10),
         }
     }
 }
@@ -87,20 +99,16 @@ pub struct Backup {
     pub stats: WriteStats,
 }
 
-/// How often marks are taken again when writes are seen between them.
-const MARK_ROUNDS: u32 = 2;
-/// How long to wait between two readings of the counters.
-const SETTLE_STEP: Duration = Duration::from_millis(2);
-
-type Participants = [Box<dyn Participant>];
+/// How often a still point looks whether it is asked to stop.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Takes one backup. On an error nothing is published, and everything that waited has been let go.
 pub fn back_up(
     order: &BackupOrder,
-    mut participants: Vec<Box<dyn Participant>>,
+    participants: Vec<Box<dyn Participant>>,
     repository: &Repository,
     watchdog: &Arc<Guard>,
-    monitor: &dyn Monitor,
+    monitor: &Arc<dyn Monitor>,
 ) -> Result<Backup, CaptureError> {
     if !order.live && !participants.iter().any(|p| p.rank() == Rank::Gateway) {
         return Err(CaptureError::new("hold: the environment has no gateway")
@@ -111,29 +119,34 @@ pub fn back_up(
     let writer = repository
         .writer(WriterOptions { on_lock: Some(registry.listener()), ..WriterOptions::default() })
         .map_err(|e| CaptureError::new("open the repository for writing").because(e))?;
+    let writer = Arc::new(writer);
+    let mut late = Vec::new();
+    let crew = Crew::new(participants)?;
     let outcome = (|| {
         registry.set(Vec::new(), None)?;
         monitor.begin("prepare", None);
-        each(&mut participants, |p| p.prepare(&writer, monitor))?;
-        go_on(monitor)?;
+        let (by, to) = (Arc::clone(monitor), Arc::clone(&writer));
+        crew.all(move |p| p.prepare(&to, &*by))?;
+        go_on(&**monitor)?;
         let moment = if order.live {
             monitor.begin("mark", None);
-            each(&mut participants, |p| p.mark())?;
+            crew.all(|p| p.mark())?;
             None
         } else {
-            Some(still_point(order, &mut participants, &registry, monitor)?)
+            Some(still_point(order, &crew, &registry, monitor, &mut late)?)
         };
-        go_on(monitor)?;
+        go_on(&**monitor)?;
         monitor.begin("capture", None);
-        each(&mut participants, |p| p.capture(&writer, monitor))?;
-        let accounts = participants.iter_mut().map(|p| p.account()).collect();
-        let manifest = write_manifest(order, created, moment, accounts)?;
-        Ok(manifest)
+        let (by, to) = (Arc::clone(monitor), Arc::clone(&writer));
+        crew.all(move |p| p.capture(&to, &*by))?;
+        let accounts = crew.all(|p| Ok(p.account()))?;
+        write_manifest(order, created, moment, accounts)
     })();
     // Whatever the participants still hold in the services is given up before the upload ends.
-    drop(participants);
+    crew.dismiss(|who| late.contains(&who));
+    let writer = Arc::into_inner(writer).expect("no step outlives its answer");
     match outcome {
-        Ok((manifest, parts)) => publish(order, writer, manifest, &parts, monitor),
+        Ok((manifest, parts)) => publish(order, writer, manifest, &parts, &**monitor),
         Err(error) => match writer.abandon() {
             Ok(()) => Err(error),
             Err(also) => {
@@ -154,109 +167,133 @@ struct Moment {
 
 fn still_point(
     order: &BackupOrder,
-    participants: &mut Participants,
+    crew: &Crew,
     registry: &Registry,
-    monitor: &dyn Monitor,
+    monitor: &Arc<dyn Monitor>,
+    late: &mut Vec<usize>,
 ) -> Result<Moment, CaptureError> {
-    let hold = order.limits.hold(order.backup.to_string());
-    let undo = participants.iter().flat_map(|p| p.undo()).collect();
-    registry.set(undo, Some(order.limits.max_hold))?;
+    let undo = crew.all(|p| Ok(p.undo()))?;
+    registry.set(undo.concat(), Some(order.limits.max_hold))?;
     monitor.begin("hold", None);
-    let moment = hold_and_mark(&hold, order.limits.settle, participants, monitor);
-    // Released before anything else is said or done, in every case.
-    let released = each(participants, |p| p.release());
+    let hold = order.limits.hold(order.backup.to_string());
+    let (ending, mut errors, marked) = hold_and_mark(&hold, &order.limits, crew, monitor, late);
     monitor.begin("released", None);
-    registry.set(Vec::new(), None)?;
-    // Why the mark failed says more than that the hold then could not end well.
-    let moment = moment?;
-    released?;
-    Ok(moment)
+    if late.is_empty() {
+        registry.set(Vec::new(), None)?;
+    }
+    // Otherwise the watchdog goes on to answer for those who have not come back.
+    if let Some(failure) = ending.failure {
+        return Err(explain(failure, crew, &order.limits, &mut errors));
+    }
+    let unheld_writes = ending
+        .moved
+        .into_iter()
+        .map(|Moved { who, from, to }| {
+            let [from, to] = [from, to].map(|count| count.unwrap_or_else(|| "none".to_owned()));
+            format!("{}: its write counter went from {from} to {to}", crew.name(who))
+        })
+        .collect();
+    Ok(Moment {
+        marked,
+        settle_us: u64::try_from(ending.settled.as_micros()).unwrap_or(u64::MAX),
+        mark_rounds: ending.mark_rounds,
+        unheld_writes,
+    })
 }
 
+/// Does what the state machine says until everything is let go: how it ended, what went wrong for
+/// whom, and when the last mark was seen.
 fn hold_and_mark(
     hold: &HoldOrder,
-    settle: Duration,
-    participants: &mut Participants,
-    monitor: &dyn Monitor,
-) -> Result<Moment, CaptureError> {
-    each(participants, |p| p.hold(hold))?;
-    go_on(monitor)?;
-    each(participants, |p| p.drain(hold, monitor))?;
-    go_on(monitor)?;
-    let settling = Instant::now();
-    let mut before = counters(participants)?;
-    while settling.elapsed() < settle {
-        std::thread::sleep(SETTLE_STEP);
-        let again = counters(participants)?;
-        let still = before == again;
-        before = again;
-        if still {
-            break;
+    limits: &Limits,
+    crew: &Crew,
+    monitor: &Arc<dyn Monitor>,
+    late: &mut Vec<usize>,
+) -> (Ending, Errors, Timestamp) {
+    let (tell, answers) = mpsc::channel();
+    let began = Instant::now();
+    let (mut machine, first) = StillPoint::begin(limits.bounds(), &crew.ranks());
+    let mut next = Next::Ask(first);
+    let mut errors = Errors::new();
+    let mut marked = Timestamp::now();
+    loop {
+        next = match next {
+            Next::Over(ending) => {
+                late.extend((0..crew.ranks().len()).filter(|who| machine.is_late(*who)));
+                return (*ending, errors, marked);
+            }
+            Next::Ask(ask) => {
+                std::thread::sleep(ask.pause);
+                let (hold, by) = (hold.clone(), Arc::clone(monitor));
+                let asked = |who| !machine.is_late(who);
+                crew.ask(ask.number, &tell, asked, move |p| take(ask.step, p, &hold, &*by));
+                Next::Wait
+            }
+            Next::Wait => {
+                let left = machine.due().saturating_sub(began.elapsed());
+                match answers.recv_timeout(left.min(LOOK)) {
+                    Ok(Answer { who, number, result }) => {
+                        if machine.step() == Step::Mark {
+                            marked = Timestamp::now();
+                        }
+                        let reply = result.unwrap_or_else(|error| {
+                            errors.entry(who).or_insert(error);
+                            Reply::Failed
+                        });
+                        machine.answer(began.elapsed(), who, number, reply)
+                    }
+                    Err(_) => machine.look(began.elapsed(), monitor.cancelled()),
+                }
+            }
         }
     }
-    let settle_us = u64::try_from(settling.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let mut mark_rounds = 0;
-    loop {
-        mark_rounds += 1;
-        each(participants, |p| p.mark())?;
-        let marked = Timestamp::now();
-        let after = counters(participants)?;
-        let unheld_writes: Vec<String> = before
-            .iter()
-            .zip(&after)
-            .filter(|(before, after)| before != after)
-            .map(|((name, before), (_, after))| {
-                format!("{name}: its write counter went from {before} to {after}")
-            })
-            .collect();
-        if unheld_writes.is_empty() || mark_rounds == MARK_ROUNDS {
-            return Ok(Moment { marked, settle_us, mark_rounds, unheld_writes });
-        }
-        before = after;
+}
+
+/// The first error of each participant.
+type Errors = BTreeMap<usize, CaptureError>;
+
+/// One participant's step.
+fn take(
+    step: Step,
+    participant: &mut dyn Participant,
+    hold: &HoldOrder,
+    monitor: &dyn Monitor,
+) -> Result<Reply, CaptureError> {
+    match step {
+        Step::Hold => participant.hold(hold)?,
+        Step::Drain => participant.drain(hold, monitor)?,
+        Step::Freeze => participant.freeze()?,
+        Step::Count => return participant.counter().map(Reply::Counted),
+        Step::Mark => participant.mark()?,
+        Step::Thaw => participant.thaw()?,
+        Step::Release => participant.release()?,
+    }
+    Ok(Reply::Done)
+}
+
+/// The failure in words.
+fn explain(failure: Failure, crew: &Crew, limits: &Limits, errors: &mut Errors) -> CaptureError {
+    match failure {
+        Failure::Failed { who, step } => errors
+            .remove(&who)
+            .unwrap_or_else(|| CaptureError::new(format!("{} `{}`", step.verb(), crew.name(who)))),
+        Failure::Late { who, step } => CaptureError::new(format!(
+            "{} `{}`: no answer in time; everything was released without it",
+            step.verb(),
+            crew.name(who)
+        ))
+        .hint(format!(
+            "each participant has {:?} for each step of a hold, and the whole hold {:?}: see what \
+             keeps it busy or has stopped it",
+            limits.step, limits.max_hold
+        )),
+        Failure::Cancelled => CaptureError::new("cancelled"),
     }
 }
 
 /// Stops here if that was asked for: nothing has been published yet.
 fn go_on(monitor: &dyn Monitor) -> Result<(), CaptureError> {
     if monitor.cancelled() { Err(CaptureError::new("cancelled")) } else { Ok(()) }
-}
-
-/// Every counter that there is, with its participant's name.
-fn counters(participants: &mut Participants) -> Result<Vec<(String, String)>, CaptureError> {
-    let read = Mutex::new(Vec::new());
-    each(participants, |p| {
-        if let Some(counter) = p.counter()? {
-            let reading = (p.name().to_string(), counter);
-            read.lock().expect("no participant panicked").push(reading);
-        }
-        Ok(())
-    })?;
-    let mut read = read.into_inner().expect("no participant panicked");
-    read.sort();
-    Ok(read)
-}
-
-/// One step of all participants at once. All of them take it, even where one fails; the first
-/// error in the participants' order is returned.
-fn each(
-    participants: &mut Participants,
-    step: impl Fn(&mut dyn Participant) -> Result<(), CaptureError> + Sync,
-) -> Result<(), CaptureError> {
-    let step = &step;
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = participants
-            .iter_mut()
-            .map(|participant| scope.spawn(move || step(participant.as_mut())))
-            .collect();
-        let mut first = Ok(());
-        for thread in threads {
-            let result = thread.join().unwrap_or_else(|_| {
-                Err(CaptureError::new("a participant's thread panicked; this is a bug"))
-            });
-            first = first.and(result);
-        }
-        first
-    })
 }
 
 fn write_manifest(

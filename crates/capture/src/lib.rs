@@ -6,12 +6,14 @@
 //! [`watchdog`] outlives whoever asked for any of it.
 
 mod coordinator;
+mod crew;
 mod durable;
 mod gateways;
 pub mod mount;
 mod participant;
 pub mod restore;
 mod service;
+mod still_point;
 mod stream;
 pub mod watchdog;
 

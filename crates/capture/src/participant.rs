@@ -14,6 +14,8 @@ use stillpoint_repository::{Node, Writer};
 pub enum Rank {
     /// Stops what comes in.
     Gateway,
+    /// Works by itself, and is frozen.
+    Worker,
     /// Holds data: is marked and captured.
     Data,
 }
@@ -73,6 +75,11 @@ pub trait Participant: Send {
         Ok(())
     }
 
+    /// Stops what works by itself. May be called again after [`Participant::thaw`].
+    fn freeze(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
     /// A reading of the part's own counter of writes: equal readings, no writes in between.
     /// `None` where there is no such counter.
     fn counter(&mut self) -> Result<Option<String>, CaptureError> {
@@ -81,6 +88,11 @@ pub trait Participant: Send {
 
     /// Fixes the part's instant.
     fn mark(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
+    /// Lets go on what was frozen.
+    fn thaw(&mut self) -> Result<(), CaptureError> {
         Ok(())
     }
 

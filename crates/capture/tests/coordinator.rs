@@ -5,7 +5,9 @@ mod common;
 
 use jiff::Timestamp;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use stillpoint_capture::watchdog::Guard;
 use stillpoint_capture::{
     Account, BackupOrder, CaptureError, HoldOrder, Limits, Participant, Rank, back_up,
@@ -26,6 +28,8 @@ struct Scripted {
     log: Log,
     counters: VecDeque<&'static str>,
     fails_in: Option<&'static str>,
+    /// Hangs in this step until the other end is dropped.
+    hangs_in: Option<(&'static str, Receiver<()>)>,
     gap: bool,
     begun: Option<Timestamp>,
     drained: Option<Timestamp>,
@@ -40,6 +44,7 @@ impl Scripted {
             log: Arc::clone(log),
             counters: VecDeque::new(),
             fails_in: None,
+            hangs_in: None,
             gap: false,
             begun: None,
             drained: None,
@@ -49,6 +54,9 @@ impl Scripted {
 
     fn step(&self, step: &'static str) -> Result<(), CaptureError> {
         self.log.lock().unwrap().push(format!("{step} {}", self.name));
+        if let Some((_, until)) = self.hangs_in.as_ref().filter(|(at, _)| *at == step) {
+            until.recv().unwrap_err();
+        }
         if self.fails_in == Some(step) {
             return Err(CaptureError::new(format!("{} fails in {step}", self.name)));
         }
@@ -77,6 +85,14 @@ impl Participant for Scripted {
     fn drain(&mut self, _: &HoldOrder, _: &dyn Monitor) -> Result<(), CaptureError> {
         self.drained = Some(Timestamp::now());
         self.step("drain")
+    }
+
+    fn freeze(&mut self) -> Result<(), CaptureError> {
+        self.step("freeze")
+    }
+
+    fn thaw(&mut self) -> Result<(), CaptureError> {
+        self.step("thaw")
     }
 
     fn counter(&mut self) -> Result<Option<String>, CaptureError> {
@@ -170,6 +186,16 @@ impl Scene {
         fail_if_partial: bool,
         participants: Vec<Scripted>,
     ) -> Result<Manifest, CaptureError> {
+        self.take_within(Limits::default(), live, fail_if_partial, participants)
+    }
+
+    fn take_within(
+        &self,
+        limits: Limits,
+        live: bool,
+        fail_if_partial: bool,
+        participants: Vec<Scripted>,
+    ) -> Result<Manifest, CaptureError> {
         let order = BackupOrder {
             backup: BackupId::random(),
             project: "test".parse().unwrap(),
@@ -178,11 +204,12 @@ impl Scene {
             code: None,
             live,
             fail_if_partial,
-            limits: Limits::default(),
+            limits,
         };
         let participants =
             participants.into_iter().map(|p| Box::new(p) as Box<dyn Participant>).collect();
-        back_up(&order, participants, &self.repository, &self.guard, &Silent)
+        let monitor: Arc<dyn Monitor> = Arc::new(Silent);
+        back_up(&order, participants, &self.repository, &self.guard, &monitor)
             .map(|backup| backup.manifest)
     }
 
@@ -267,6 +294,52 @@ fn a_hold_that_had_ended_before_its_release_fails_the_backup() {
     gateway.fails_in = Some("release");
     assert!(scene.take(vec![gateway, scene.service("a")]).is_err());
     scene.assert_nothing_is_left();
+}
+
+#[test]
+fn whoever_hangs_in_the_hold_is_left_behind_and_all_others_are_released() {
+    let limits = Limits { step: Duration::from_secs(1), ..Limits::default() };
+    for step in ["hold", "freeze", "mark", "thaw", "release"] {
+        let scene = Scene::new();
+        let (let_go, until) = mpsc::channel();
+        let worker = Scripted::new("mailer", Rank::Worker, &scene.log);
+        let mut hanging = scene.service("a");
+        hanging.hangs_in = Some((step, until));
+        let participants = vec![scene.gateway(), worker, scene.service("b"), hanging];
+        let error = scene.take_within(limits.clone(), false, false, participants).unwrap_err();
+        let told = format!("{step} `a`: no answer in time; everything was released without it");
+        assert_eq!(error.to_string(), told);
+        assert!(error.advice().unwrap().contains("1s for each step"), "{error:?}");
+        let log = scene.log.lock().unwrap().clone();
+        for line in ["release web", "thaw mailer", "release mailer", "release b"] {
+            assert!(log.iter().any(|other| other == line), "{step}: {line} is not in {log:?}");
+        }
+        assert!(!log.iter().any(|line| line.starts_with("capture")), "{step}: {log:?}");
+        scene.assert_nothing_is_left();
+        drop(let_go);
+    }
+}
+
+#[test]
+fn a_participant_that_panics_fails_the_backup_and_nothing_stays_held() {
+    let scene = Scene::new();
+    let mut panicking = scene.service("a");
+    let (let_go, until) = mpsc::channel();
+    let_go.send(()).unwrap();
+    panicking.hangs_in = Some(("mark", until));
+    let error = scene.take(vec![scene.gateway(), panicking]).unwrap_err();
+    assert_eq!(error.to_string(), "a participant panicked; this is a bug");
+    assert!(scene.log.lock().unwrap().contains(&"release web".to_owned()));
+    scene.assert_nothing_is_left();
+}
+
+#[test]
+fn workers_are_frozen_once_all_is_drained_and_thawed_before_requests_flow() {
+    let scene = Scene::new();
+    let worker = Scripted::new("mailer", Rank::Worker, &scene.log);
+    scene.take(vec![scene.gateway(), worker, scene.service("a")]).unwrap();
+    let steps = ["prepare", "hold", "drain", "freeze", "mark", "thaw", "release", "capture"];
+    assert_eq!(scene.steps(), steps);
 }
 
 #[test]

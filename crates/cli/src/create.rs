@@ -6,21 +6,24 @@ use crate::failure::Failure;
 use crate::output::put;
 use crate::terminal::Terminal;
 use indicatif::HumanBytes;
+use std::sync::Arc;
 use stillpoint_agent::backup::{replicate, replicating, take};
 use stillpoint_agent::place::Place;
 use stillpoint_capture::Backup;
 use stillpoint_model::ids::BackupId;
 use stillpoint_model::manifest::Completeness;
+use stillpoint_model::progress::Monitor;
 
 /// Takes a backup and prints its id.
 pub(crate) fn run(global: &Global, arguments: &CreateArgs) -> Result<(), Failure> {
     let place = Place::find(&global.place(), arguments.name.as_deref())?;
-    let terminal = Terminal::new(global.quiet, global.verbose > 0);
+    let terminal = Arc::new(Terminal::new(global.quiet, global.verbose > 0));
     if arguments.live {
         terminal.say(&format!("warning: {LIVE_WARNING}"));
     }
-    let backup = take(&place, BackupId::random(), arguments.live, &terminal)?;
-    let copies = replicate(&place, &backup, &terminal)
+    let monitor: Arc<dyn Monitor> = terminal.clone();
+    let backup = take(&place, BackupId::random(), arguments.live, &monitor)?;
+    let copies = replicate(&place, &backup, &*terminal)
         .and_then(|copies| copies.of(&backup.manifest.backup))
         .unwrap_or(backup.stats.copies);
     terminal.clear();

@@ -12,11 +12,12 @@ use stillpoint_agent::{backup, stored};
 use stillpoint_capture::restore::Recovered;
 use stillpoint_model::ids::{BackupId, PartName};
 use stillpoint_model::manifest::{Completeness, Consistency, Manifest};
+use stillpoint_model::progress::Monitor;
 
 /// Restores a backup to the environment that it is of.
 pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failure> {
     let place = Place::find(&global.place(), None)?;
-    let terminal = Terminal::new(global.quiet, global.verbose > 0);
+    let terminal = Arc::new(Terminal::new(global.quiet, global.verbose > 0));
     let backup = arguments.id.as_deref().map(backups::backup_id).transpose()?;
     let reader = Arc::new(stored::open(&place)?);
     backups::warn_of_damaged(&reader, &terminal);
@@ -41,7 +42,8 @@ pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failur
     }
     if !arguments.no_safety_backup {
         terminal.say("taking a safety backup of what is there now");
-        let safety = backup::take(&place, BackupId::random(), false, &terminal).map_err(|e| {
+        let monitor: Arc<dyn Monitor> = terminal.clone();
+        let safety = backup::take(&place, BackupId::random(), false, &monitor).map_err(|e| {
             e.hint("mend that, or restore without a safety backup: --no-safety-backup")
         })?;
         terminal.say(&format!("safety backup {}", safety.manifest.backup));
@@ -52,7 +54,7 @@ pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failur
             }
         }
     }
-    let restored = plan.run(&place, &terminal)?;
+    let restored = plan.run(&place, &*terminal)?;
     terminal.clear();
     let names: Vec<&str> = restored.parts.iter().map(PartName::as_str).collect();
     terminal.say(&format!("restored {} from {}", names.join(", "), manifest.backup));
