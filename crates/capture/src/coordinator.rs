@@ -226,7 +226,13 @@ fn hold_and_mark(
                 std::thread::sleep(ask.pause);
                 let (hold, by) = (hold.clone(), Arc::clone(monitor));
                 let asked = |who| !machine.is_late(who);
-                crew.ask(ask.number, &tell, asked, move |p| take(ask.step, p, &hold, &*by));
+                crew.ask(ask.number, &tell, asked, move |p| {
+                    if began.elapsed() >= ask.until {
+                        let what = format!("{} `{}`", ask.step.verb(), p.name());
+                        return Err(CaptureError::new(what).because("it is too late for that"));
+                    }
+                    take(ask.step, p, &hold, &*by)
+                });
                 Next::Wait
             }
             Next::Wait => {

@@ -21,7 +21,7 @@ mod gate;
 mod options;
 mod proxy;
 mod server;
-mod state;
+pub mod state;
 mod upstream;
 mod wire;
 

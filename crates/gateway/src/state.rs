@@ -37,55 +37,65 @@ use std::time::{Duration, Instant};
 
 /// How many parked requests go through at once when a hold ends. The next batch follows when all
 /// of these have been answered, or after [`PACE`], so that the application is not stampeded.
-pub(crate) const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 
 /// The longest wait between two batches: a slow request must not keep others waiting.
-pub(crate) const PACE: Duration = Duration::from_millis(10);
+pub const PACE: Duration = Duration::from_millis(10);
 
 /// What clients are told to wait when a restore's hold was left behind: nobody knows how long the
 /// recovery takes.
-pub(crate) const RETRY_WHEN_REFUSING: Duration = Duration::from_secs(5);
+pub const RETRY_WHEN_REFUSING: Duration = Duration::from_secs(5);
 
 /// One point in time, on the clock that people read and on the one that never jumps.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Moment {
-    pub(crate) wall: Timestamp,
-    pub(crate) clock: Instant,
+pub struct Moment {
+    /// For people.
+    pub wall: Timestamp,
+    /// For deadlines.
+    pub clock: Instant,
 }
 
 /// What names a request to a person. Never the query: it may carry secrets.
 #[derive(Debug, Clone)]
-pub(crate) struct About {
-    pub(crate) method: Method,
-    pub(crate) uri: Uri,
-    pub(crate) client: SocketAddr,
+pub struct About {
+    /// Its method.
+    pub method: Method,
+    /// Its target.
+    pub uri: Uri,
+    /// Who sent it.
+    pub client: SocketAddr,
 }
 
 /// A request's place in the order of arrival.
-pub(crate) type RequestId = u64;
+pub type RequestId = u64;
 
 /// A hold, told apart from an earlier one with the same name.
-pub(crate) type HoldKey = u64;
+pub type HoldKey = u64;
 
 /// The random text in a request's in-flight header, as a number.
-pub(crate) type Token = u128;
+pub type Token = u128;
 
 /// What a parked request is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
+    /// Go to the application.
     Pass,
+    /// Be answered 503.
     Refuse(Refusal),
 }
 
 /// Why a request was answered 503, and when it may try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) why: RefusedFor,
-    pub(crate) retry_after: Duration,
+pub struct Refusal {
+    /// Why.
+    pub why: RefusedFor,
+    /// When to try again.
+    pub retry_after: Duration,
 }
 
+/// Why a request was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RefusedFor {
+pub enum RefusedFor {
     /// As many requests wait already as may.
     TooManyHeld,
     /// A restore was left unfinished.
@@ -94,7 +104,7 @@ pub(crate) enum RefusedFor {
 
 /// What becomes of an arriving request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Arrival {
+pub enum Arrival {
     /// It is in flight now.
     Pass(RequestId),
     /// It waits; its ticket gets the verdict.
@@ -106,14 +116,14 @@ pub(crate) enum Arrival {
 /// What the caller must do after a transition, before it lets go of the lock where noted.
 #[derive(Debug)]
 #[must_use = "parked requests wait for their verdicts"]
-pub(crate) struct Effects<T> {
+pub struct Effects<T> {
     /// To be delivered in this order.
-    pub(crate) verdicts: Vec<(T, Verdict)>,
+    pub verdicts: Vec<(T, Verdict)>,
     /// The application closed idle connections in the meantime: the pool must be renewed, under
     /// the lock, before any request passes.
-    pub(crate) renew_pool: bool,
+    pub renew_pool: bool,
     /// The state changed in a way that the coordinator or the timer must hear of.
-    pub(crate) changed: bool,
+    pub changed: bool,
 }
 
 impl<T> Effects<T> {
@@ -124,16 +134,20 @@ impl<T> Effects<T> {
 
 /// What a coordinator asked for, already checked and capped.
 #[derive(Debug, Clone)]
-pub(crate) struct Terms {
-    pub(crate) id: String,
-    pub(crate) purpose: Purpose,
-    pub(crate) max_hold: Duration,
-    pub(crate) silence: Duration,
+pub struct Terms {
+    /// What the hold is for.
+    pub id: String,
+    /// A backup or a restore.
+    pub purpose: Purpose,
+    /// When it ends by itself.
+    pub max_hold: Duration,
+    /// How long its coordinator may say nothing.
+    pub silence: Duration,
 }
 
 /// Why no hold was begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum NoHold {
+pub enum NoHold {
     /// This one is on, or has left requests refused.
     Busy(String),
     /// The gateway is about to end.
@@ -142,16 +156,22 @@ pub(crate) enum NoHold {
 
 /// The coordinator's proof of a hold that it ended itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Account {
-    pub(crate) began: Timestamp,
-    pub(crate) drained: Option<Timestamp>,
-    pub(crate) ended: Timestamp,
-    pub(crate) in_flight_at_begin: u64,
-    pub(crate) held: u64,
-    pub(crate) refused: u64,
+pub struct Account {
+    /// From when no request passed.
+    pub began: Timestamp,
+    /// From when none was in flight.
+    pub drained: Option<Timestamp>,
+    /// When requests passed again.
+    pub ended: Timestamp,
+    /// How many were in flight when it began.
+    pub in_flight_at_begin: u64,
+    /// How many waited.
+    pub held: u64,
+    /// How many were refused.
+    pub refused: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Hold {
     key: HoldKey,
     terms: Terms,
@@ -171,7 +191,7 @@ impl Hold {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Phase {
     Passing,
     /// Draining until `drained` is set, then holding.
@@ -187,7 +207,7 @@ enum Phase {
     },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct InFlight {
     about: About,
     token: Token,
@@ -196,7 +216,7 @@ struct InFlight {
     paced: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Parked<T> {
     about: About,
     token: Token,
@@ -204,8 +224,8 @@ struct Parked<T> {
 }
 
 /// The gateway's whole state. `T` is what a parked request waits on.
-#[derive(Debug)]
-pub(crate) struct State<T> {
+#[derive(Debug, Clone)]
+pub struct State<T> {
     phase: Phase,
     max_held: usize,
     in_flight: BTreeMap<RequestId, InFlight>,
@@ -223,7 +243,8 @@ pub(crate) struct State<T> {
 }
 
 impl<T> State<T> {
-    pub(crate) fn new(max_held: usize) -> Self {
+    /// Passing, with room for so many waiting requests.
+    pub fn new(max_held: usize) -> Self {
         Self {
             phase: Phase::Passing,
             max_held,
@@ -242,7 +263,7 @@ impl<T> State<T> {
 
     /// A request's head has been read. `presented` is the in-flight token that it carries: the
     /// application's own request while it serves one in flight must pass, or the drain never ends.
-    pub(crate) fn arrive(
+    pub fn arrive(
         &mut self,
         now: Moment,
         about: About,
@@ -293,7 +314,7 @@ impl<T> State<T> {
     }
 
     /// A request has been answered to its last byte, or its client is gone, wherever it was.
-    pub(crate) fn leave(&mut self, now: Moment, id: RequestId) -> Effects<T> {
+    pub fn leave(&mut self, now: Moment, id: RequestId) -> Effects<T> {
         let mut effects = Effects::none();
         if self.parked.remove(&id).is_some() {
             self.totals.abandoned += 1;
@@ -320,7 +341,7 @@ impl<T> State<T> {
     }
 
     /// From this call on no new request passes.
-    pub(crate) fn begin_hold(&mut self, now: Moment, terms: Terms) -> Result<HoldKey, NoHold> {
+    pub fn begin_hold(&mut self, now: Moment, terms: Terms) -> Result<HoldKey, NoHold> {
         if self.stopping {
             return Err(NoHold::Stopping);
         }
@@ -349,7 +370,7 @@ impl<T> State<T> {
     }
 
     /// The coordinator is alive. A beat that comes too late does not revive a hold.
-    pub(crate) fn beat(&mut self, now: Moment, key: HoldKey) -> Effects<T> {
+    pub fn beat(&mut self, now: Moment, key: HoldKey) -> Effects<T> {
         let effects = self.expire(now);
         if let Some(hold) = self.hold_mut(key) {
             hold.last_beat = now.clock;
@@ -358,13 +379,13 @@ impl<T> State<T> {
     }
 
     /// Whether a hold is still on; otherwise how it ended.
-    pub(crate) fn check(&mut self, now: Moment, key: HoldKey) -> (Result<(), Ended>, Effects<T>) {
+    pub fn check(&mut self, now: Moment, key: HoldKey) -> (Result<(), Ended>, Effects<T>) {
         let effects = self.expire(now);
         (self.still_on(key), effects)
     }
 
     /// From now on this hold never ends by letting requests through, unless it is released.
-    pub(crate) fn refuse_on_silence(
+    pub fn refuse_on_silence(
         &mut self,
         now: Moment,
         key: HoldKey,
@@ -379,11 +400,7 @@ impl<T> State<T> {
 
     /// The coordinator ends its hold. When the hold had ended by itself that is what it is told,
     /// though the refusing state that the hold may have left ends here as well.
-    pub(crate) fn release(
-        &mut self,
-        now: Moment,
-        key: HoldKey,
-    ) -> (Result<Account, Ended>, Effects<T>) {
+    pub fn release(&mut self, now: Moment, key: HoldKey) -> (Result<Account, Ended>, Effects<T>) {
         let mut effects = self.expire(now);
         if let Some(hold) = self.hold_mut(key) {
             let account = Account {
@@ -405,7 +422,7 @@ impl<T> State<T> {
     }
 
     /// The coordinator's connection is gone; nothing will ask about this hold any more.
-    pub(crate) fn lose(&mut self, now: Moment, key: HoldKey) -> Effects<T> {
+    pub fn lose(&mut self, now: Moment, key: HoldKey) -> Effects<T> {
         let mut effects = Effects::none();
         if self.hold_mut(key).is_some() {
             self.end_hold(now, EndReason::ConnectionLost, &mut effects);
@@ -416,7 +433,7 @@ impl<T> State<T> {
 
     /// Ends the refusing state that the hold named `id` left. Repeating it does no harm. Refused
     /// with the name of the hold that is in the way.
-    pub(crate) fn reopen(&mut self, now: Moment, id: &str) -> (Result<(), String>, Effects<T>) {
+    pub fn reopen(&mut self, now: Moment, id: &str) -> (Result<(), String>, Effects<T>) {
         let mut effects = Effects::none();
         let result = match &self.phase {
             Phase::Passing | Phase::Releasing { .. } => Ok(()),
@@ -431,7 +448,7 @@ impl<T> State<T> {
     }
 
     /// The gateway is about to end: no one is left waiting, and no hold begins any more.
-    pub(crate) fn shut_down(&mut self, now: Moment) -> Effects<T> {
+    pub fn shut_down(&mut self, now: Moment) -> Effects<T> {
         let mut effects = Effects::none();
         self.stopping = true;
         if matches!(self.phase, Phase::Held(_)) {
@@ -441,7 +458,7 @@ impl<T> State<T> {
     }
 
     /// Does what is due by the clock: ends a hold that ran out, lets the next batch through.
-    pub(crate) fn expire(&mut self, now: Moment) -> Effects<T> {
+    pub fn expire(&mut self, now: Moment) -> Effects<T> {
         let mut effects = Effects::none();
         match &self.phase {
             Phase::Held(hold) if now.clock >= hold.deadline => {
@@ -459,7 +476,7 @@ impl<T> State<T> {
     }
 
     /// When [`State::expire`] has something to do next.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub fn next_deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Held(hold) => Some(hold.deadline.min(hold.silent_from())),
             Phase::Releasing { next_batch } => Some(*next_batch),

@@ -92,6 +92,9 @@ pub(crate) struct Ask {
     pub(crate) number: u32,
     pub(crate) step: Step,
     pub(crate) pause: Duration,
+    /// It is not begun from then on: a coordinator that was stopped and goes on must not stop
+    /// others when nobody looks after them any more.
+    pub(crate) until: Duration,
 }
 
 /// A participant's answer.
@@ -164,6 +167,7 @@ pub(crate) struct StillPoint {
     /// Some of them work by themselves.
     workers: bool,
     ask: Ask,
+    /// When who has not answered is late.
     due: Duration,
     counters: Vec<Option<String>>,
     /// When settling began; none: not yet.
@@ -177,7 +181,7 @@ pub(crate) struct StillPoint {
 impl StillPoint {
     /// Begins one among participants of these ranks.
     pub(crate) fn begin(bounds: Bounds, crew: &[Rank]) -> (Self, Ask) {
-        let ask = Ask { number: 0, step: Step::Hold, pause: Duration::ZERO };
+        let ask = Ask { number: 0, step: Step::Hold, pause: Duration::ZERO, until: Duration::MAX };
         let mut begun = Self {
             bounds,
             seats: vec![Seat::Answered; crew.len()],
@@ -329,7 +333,6 @@ impl StillPoint {
     }
 
     fn ask(&mut self, now: Duration, step: Step, pause: Duration) -> Next {
-        self.ask = Ask { number: self.ask.number + 1, step, pause };
         for seat in &mut self.seats {
             if *seat != Seat::Late {
                 *seat = Seat::Asked;
@@ -340,8 +343,13 @@ impl StillPoint {
             _ => self.bounds.step,
         };
         let due = now + pause + within;
-        // Letting go has its time even when the longest hold is over.
-        self.due = if self.is_letting_go() { due } else { due.min(self.bounds.max_hold + GRACE) };
+        let (due, until) = match step {
+            // Letting go has its time even when the longest hold is over, and is never too late.
+            Step::Thaw | Step::Release => (due, Duration::MAX),
+            _ => (due.min(self.bounds.max_hold + GRACE), due.min(self.bounds.max_hold)),
+        };
+        self.due = due;
+        self.ask = Ask { number: self.ask.number + 1, step, pause, until };
         if self.seats.contains(&Seat::Asked) {
             Next::Ask(self.ask)
         } else {

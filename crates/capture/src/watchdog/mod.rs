@@ -10,10 +10,13 @@
 mod client;
 mod protocol;
 mod server;
+mod vigil;
 
 pub use client::{Guard, WatchdogError};
 pub use protocol::{EndSignal, Undo, When};
 pub use server::{Watchdog, WatchdogOptions, started};
+#[cfg(test)]
+pub(crate) use vigil::Vigil;
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 //! on it cannot start another one.
 
 use super::protocol::{EndSignal, FromHolder, FromWatchdog, PROTOCOL, Undo};
+use super::vigil::Vigil;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io::{self, Read, Write};
@@ -219,11 +220,10 @@ struct Holder {
     stream: UnixStream,
     process: OwnedFd,
     runner: Runner,
-    silence: Duration,
     received: Vec<u8>,
     undo: Vec<Undo>,
-    /// When even one who beats counts as silent.
-    deadline: Option<Instant>,
+    began: Instant,
+    vigil: Vigil,
 }
 
 enum Event {
@@ -257,33 +257,31 @@ impl Holder {
         let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("process id 0"))?;
         let process = pidfd_open(pid, PidfdFlags::empty())?;
         answer(&stream, &FromWatchdog::Ok)?;
-        let silence = Duration::from_millis(silence_ms);
-        Ok(Self { stream, process, runner, silence, received, undo: vec![], deadline: None })
+        let vigil = Vigil::new(Duration::from_millis(silence_ms));
+        let began = Instant::now();
+        Ok(Self { stream, process, runner, received, undo: vec![], began, vigil })
     }
 
     fn watch(mut self) {
-        let mut last_word = Instant::now();
-        let mut acted = false;
         loop {
-            match self.next(last_word, acted) {
+            match self.next() {
                 Event::Word(FromHolder::Goodbye) => {
                     // It may have hung up already; nothing is left to do either way.
                     answer(&self.stream, &FromWatchdog::Ok).unwrap_or(());
                     return;
                 }
                 Event::Word(FromHolder::Register { undo, within_ms }) => {
-                    (self.undo, acted) = (undo, false);
-                    self.deadline = within_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
-                    last_word = Instant::now();
+                    self.undo = undo;
+                    let within = within_ms.map(Duration::from_millis);
+                    self.vigil.register(self.began.elapsed(), within);
                     // If it cannot hear the answer it is dead or about to be: seen next round.
                     answer(&self.stream, &FromWatchdog::Ok).unwrap_or(());
                 }
                 Event::Word(FromHolder::Beat | FromHolder::Hello { .. }) => {
-                    last_word = Instant::now();
+                    self.vigil.beat(self.began.elapsed());
                 }
                 Event::Silent => {
                     tracing::warn!("a holder fell silent, or its time ran out");
-                    acted = true;
                     self.act(false);
                 }
                 Event::Gone => {
@@ -299,23 +297,22 @@ impl Holder {
         }
     }
 
-    fn next(&mut self, last_word: Instant, acted: bool) -> Event {
+    fn next(&mut self) -> Event {
         loop {
             match take_line(&mut self.received) {
                 Ok(Some(word)) => return Event::Word(word),
                 Ok(None) => {}
                 Err(_) => return Event::Gone,
             }
-            let silent_at = last_word + self.silence;
-            let due = self.deadline.map_or(silent_at, |deadline| deadline.min(silent_at));
-            let wait = (!acted).then(|| due.saturating_duration_since(Instant::now()));
+            let wait = self.vigil.due().map(|due| due.saturating_sub(self.began.elapsed()));
             let mut fds = [
                 PollFd::new(&self.stream, PollFlags::IN),
                 PollFd::new(&self.process, PollFlags::IN),
             ];
             match poll(&mut fds, wait.map(timespec).as_ref()) {
-                Ok(0) => return Event::Silent,
-                Err(rustix::io::Errno::INTR) => continue,
+                // Only after the poll: words that wait unread, since this process was busy, count.
+                Ok(0) if self.vigil.look(self.began.elapsed()) => return Event::Silent,
+                Ok(0) | Err(rustix::io::Errno::INTR) => continue,
                 Err(_) => return Event::Gone,
                 Ok(_) => {}
             }

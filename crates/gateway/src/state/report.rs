@@ -6,18 +6,26 @@ use jiff::Timestamp;
 
 /// The part of a status that the state machine knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Snapshot {
-    pub(crate) state: StateName,
-    pub(crate) in_flight: u64,
-    pub(crate) held: u64,
-    pub(crate) totals: Totals,
-    pub(crate) hold: Option<HoldStatus>,
-    pub(crate) refusing: Option<Ended>,
-    pub(crate) last_end: Option<Ended>,
+pub struct Snapshot {
+    /// Which state it is in.
+    pub state: StateName,
+    /// How many requests are in flight.
+    pub in_flight: u64,
+    /// How many wait.
+    pub held: u64,
+    /// What has been since it started.
+    pub totals: Totals,
+    /// The hold that is on.
+    pub hold: Option<HoldStatus>,
+    /// The hold that left requests refused.
+    pub refusing: Option<Ended>,
+    /// How the last hold ended.
+    pub last_end: Option<Ended>,
 }
 
 impl<T> State<T> {
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    /// How it is.
+    pub fn snapshot(&self) -> Snapshot {
         let hold = match &self.phase {
             Phase::Held(hold) => Some(HoldStatus {
                 id: hold.terms.id.clone(),
@@ -48,7 +56,7 @@ impl<T> State<T> {
     }
 
     /// Whether what clients send may go on to the application.
-    pub(crate) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Passing | Phase::Releasing { .. })
     }
 
@@ -63,7 +71,7 @@ impl<T> State<T> {
     }
 
     /// Requests in flight, in the order in which they passed: the oldest first.
-    pub(crate) fn unfinished(&self, now: Moment) -> Vec<UnfinishedRequest> {
+    pub fn unfinished(&self, now: Moment) -> Vec<UnfinishedRequest> {
         let mut requests: Vec<_> = self.in_flight.values().collect();
         requests.sort_by_key(|request| request.since);
         requests
@@ -78,7 +86,7 @@ impl<T> State<T> {
     }
 
     /// When nothing was in flight any more, if the hold has come to that.
-    pub(crate) fn drained(&self, key: HoldKey) -> Option<Timestamp> {
+    pub fn drained(&self, key: HoldKey) -> Option<Timestamp> {
         match &self.phase {
             Phase::Held(hold) if hold.key == key => hold.drained,
             _ => None,
@@ -86,7 +94,7 @@ impl<T> State<T> {
     }
 
     /// Ok while the hold is on; otherwise how it ended.
-    pub(crate) fn still_on(&self, key: HoldKey) -> Result<(), Ended> {
+    pub fn still_on(&self, key: HoldKey) -> Result<(), Ended> {
         match &self.phase {
             Phase::Held(hold) if hold.key == key => Ok(()),
             _ => Err(self.ended.get(&key).cloned().unwrap_or_else(|| {
