@@ -115,13 +115,13 @@ pub fn back_up(
             .hint("add one to stillpoint.yaml, or take a live backup with --live"));
     }
     let created = Timestamp::now();
+    // Before the repository is locked: what fails here has nothing to leave.
+    let mut crew = Crew::new(participants)?;
     let registry = Registry::new(watchdog);
     let writer = repository
         .writer(WriterOptions { on_lock: Some(registry.listener()), ..WriterOptions::default() })
         .map_err(|e| CaptureError::new("open the repository for writing").because(e))?;
     let writer = Arc::new(writer);
-    let mut late = Vec::new();
-    let crew = Crew::new(participants)?;
     let outcome = (|| {
         registry.set(Vec::new(), None)?;
         monitor.begin("prepare", None);
@@ -133,7 +133,7 @@ pub fn back_up(
             crew.all(|p| p.mark())?;
             None
         } else {
-            Some(still_point(order, &crew, &registry, monitor, &mut late)?)
+            Some(still_point(order, &mut crew, &registry, monitor)?)
         };
         go_on(&**monitor)?;
         monitor.begin("capture", None);
@@ -143,7 +143,7 @@ pub fn back_up(
         write_manifest(order, created, moment, accounts)
     })();
     // Whatever the participants still hold in the services is given up before the upload ends.
-    crew.dismiss(|who| late.contains(&who));
+    crew.dismiss();
     let writer = Arc::into_inner(writer).expect("no step outlives its answer");
     match outcome {
         Ok((manifest, parts)) => publish(order, writer, manifest, &parts, &**monitor),
@@ -167,18 +167,17 @@ struct Moment {
 
 fn still_point(
     order: &BackupOrder,
-    crew: &Crew,
+    crew: &mut Crew,
     registry: &Registry,
     monitor: &Arc<dyn Monitor>,
-    late: &mut Vec<usize>,
 ) -> Result<Moment, CaptureError> {
     let undo = crew.all(|p| Ok(p.undo()))?;
     registry.set(undo.concat(), Some(order.limits.max_hold))?;
     monitor.begin("hold", None);
     let hold = order.limits.hold(order.backup.to_string());
-    let (ending, mut errors, marked) = hold_and_mark(&hold, &order.limits, crew, monitor, late);
+    let (ending, mut errors, marked) = hold_and_mark(&hold, &order.limits, crew, monitor);
     monitor.begin("released", None);
-    if late.is_empty() {
+    if crew.is_whole() {
         registry.set(Vec::new(), None)?;
     }
     // Otherwise the watchdog goes on to answer for those who have not come back.
@@ -206,9 +205,8 @@ fn still_point(
 fn hold_and_mark(
     hold: &HoldOrder,
     limits: &Limits,
-    crew: &Crew,
+    crew: &mut Crew,
     monitor: &Arc<dyn Monitor>,
-    late: &mut Vec<usize>,
 ) -> (Ending, Errors, Timestamp) {
     let (tell, answers) = mpsc::channel();
     let began = Instant::now();
@@ -218,15 +216,11 @@ fn hold_and_mark(
     let mut marked = Timestamp::now();
     loop {
         next = match next {
-            Next::Over(ending) => {
-                late.extend((0..crew.ranks().len()).filter(|who| machine.is_late(*who)));
-                return (*ending, errors, marked);
-            }
+            Next::Over(ending) => return (*ending, errors, marked),
             Next::Ask(ask) => {
                 std::thread::sleep(ask.pause);
                 let (hold, by) = (hold.clone(), Arc::clone(monitor));
-                let asked = |who| !machine.is_late(who);
-                crew.ask(ask.number, &tell, asked, move |p| {
+                crew.ask(ask.number, &tell, move |p| {
                     if began.elapsed() >= ask.until {
                         let what = format!("{} `{}`", ask.step.verb(), p.name());
                         return Err(CaptureError::new(what).because("it is too late for that"));
@@ -237,18 +231,19 @@ fn hold_and_mark(
             }
             Next::Wait => {
                 let left = machine.due().saturating_sub(began.elapsed());
-                match answers.recv_timeout(left.min(LOOK)) {
-                    Ok(Answer { who, number, result }) => {
-                        if machine.step() == Step::Mark {
-                            marked = Timestamp::now();
-                        }
-                        let reply = result.unwrap_or_else(|error| {
-                            errors.entry(who).or_insert(error);
-                            Reply::Failed
-                        });
-                        machine.answer(began.elapsed(), who, number, reply)
+                if let Ok(Answer { who, number, result }) = answers.recv_timeout(left.min(LOOK)) {
+                    if machine.step() == Step::Mark {
+                        marked = Timestamp::now();
                     }
-                    Err(_) => machine.look(began.elapsed(), monitor.cancelled()),
+                    let reply = result.unwrap_or_else(|error| {
+                        errors.entry(who).or_insert(error);
+                        Reply::Failed
+                    });
+                    machine.answer(began.elapsed(), who, number, reply)
+                } else {
+                    let next = machine.look(began.elapsed(), monitor.cancelled());
+                    crew.leave_behind(|who| machine.is_late(who));
+                    next
                 }
             }
         }

@@ -2,13 +2,15 @@
 //!
 //! A step is sent to all threads at once. Most steps are waited for, however long they take; those
 //! of a still point are answered into a channel, so that whoever hangs can be left behind. A
-//! participant that is left behind keeps its thread until it comes back, and is dropped there.
+//! participant that is left behind keeps its thread until it comes back, and is dropped there: it is
+//! neither asked nor waited for any more.
 //!
 //! What this guards against: one participant that does not return, and keeps from being released
 //! what waits for all of them.
 
 use crate::CaptureError;
 use crate::participant::{Participant, Rank};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -29,7 +31,8 @@ pub(crate) struct Crew {
 struct Seat {
     name: PartName,
     rank: Rank,
-    orders: Sender<Order>,
+    /// None once it is left behind.
+    orders: Option<Sender<Order>>,
 }
 
 /// What one participant made of an asking.
@@ -59,7 +62,7 @@ impl Crew {
                     tell.send(who).unwrap_or(());
                 })
                 .map_err(|e| CaptureError::new("start a participant's thread").because(e))?;
-            seats.push(Seat { name, rank, orders });
+            seats.push(Seat { name, rank, orders: Some(orders) });
         }
         Ok(Self { seats, gone })
     }
@@ -79,7 +82,7 @@ impl Crew {
         step: impl Fn(&mut dyn Participant) -> Result<T, CaptureError> + Send + Sync + 'static,
     ) -> Result<Vec<T>, CaptureError> {
         let (tell, answers) = mpsc::channel();
-        self.ask(0, &tell, |_| true, step);
+        self.ask(0, &tell, step);
         drop(tell);
         let mut all: Vec<Answer<T>> = answers.into_iter().collect();
         all.sort_by_key(|answer| answer.who);
@@ -90,16 +93,16 @@ impl Crew {
         Ok(done)
     }
 
-    /// Sends a step to those who are `asked`; the answers come by `tell`, with `number`.
+    /// Sends a step to everyone who was not left behind; the answers come by `tell`, with `number`.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
         number: u32,
         tell: &Sender<Answer<T>>,
-        asked: impl Fn(usize) -> bool,
         step: impl Fn(&mut dyn Participant) -> Result<T, CaptureError> + Send + Sync + 'static,
     ) {
         let step = Arc::new(step);
-        for (who, seat) in self.seats.iter().enumerate().filter(|(who, _)| asked(*who)) {
+        for (who, seat) in self.seats.iter().enumerate() {
+            let Some(orders) = &seat.orders else { continue };
             let (step, tell) = (Arc::clone(&step), tell.clone());
             let order: Order = Box::new(move |participant| {
                 let result = catch_unwind(AssertUnwindSafe(|| step(participant)));
@@ -112,23 +115,38 @@ impl Crew {
                 tell.send(Answer { who, number, result }).unwrap_or(());
             });
             // A thread that has ended does not answer, and that is noticed by who asked.
-            seat.orders.send(order).unwrap_or(());
+            orders.send(order).unwrap_or(());
         }
     }
 
-    /// Lets everyone give up what they hold, and waits for those who are not `late`.
-    pub(crate) fn dismiss(self, late: impl Fn(usize) -> bool) {
+    /// Leaves those behind who are `late`: each gives up what it holds once it comes back.
+    pub(crate) fn leave_behind(&mut self, late: impl Fn(usize) -> bool) {
+        for (who, seat) in self.seats.iter_mut().enumerate() {
+            if late(who) {
+                seat.orders = None;
+            }
+        }
+    }
+
+    /// Nobody was left behind.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.seats.iter().all(|seat| seat.orders.is_some())
+    }
+
+    /// Lets everyone give up what they hold, and waits for those who were not left behind.
+    pub(crate) fn dismiss(self) {
         let Self { seats, gone } = self;
-        let names: Vec<PartName> = seats.into_iter().map(|seat| seat.name).collect();
-        let mut left: Vec<usize> = (0..names.len()).filter(|who| !late(*who)).collect();
+        let asked = seats.into_iter().enumerate().filter(|(_, seat)| seat.orders.is_some());
+        let mut parting: BTreeMap<usize, PartName> =
+            asked.map(|(who, seat)| (who, seat.name)).collect();
         let until = Instant::now() + PARTING;
-        while !left.is_empty() {
+        while !parting.is_empty() {
             match gone.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(who) => left.retain(|other| *other != who),
+                Ok(who) => drop(parting.remove(&who)),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
-                    for who in left {
-                        tracing::warn!("`{}` does not give up what it holds", names[who]);
+                    for name in parting.values() {
+                        tracing::warn!("`{name}` does not give up what it holds");
                     }
                     return;
                 }

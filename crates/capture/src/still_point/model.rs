@@ -313,7 +313,8 @@ impl World {
                     if guards.dead_man { (BOUNDS.max_hold, SILENCE) } else { (NEVER, NEVER) };
                 let id = "backup".to_owned();
                 let terms = Terms { id, purpose: Purpose::Backup, max_hold, silence };
-                self.hold = self.gateway.0.begin_hold(now, terms).ok();
+                let key = self.gateway.0.begin_hold(now, terms);
+                self.hold = Some(key.expect("nobody else holds the gateway"));
                 self.held_since = Some(self.now);
                 self.call = Some(Call::Held);
             }
