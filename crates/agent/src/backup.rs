@@ -18,8 +18,9 @@ pub fn take(
     place: &Place,
     id: BackupId,
     live: bool,
-    monitor: &Arc<dyn Monitor>,
+    monitor: &Arc<impl Monitor + 'static>,
 ) -> Result<Backup, Failure> {
+    let monitor: Arc<dyn Monitor> = monitor.clone();
     let _busy = place.lock(Activity::Backup)?;
     if let Some(open) = Journal::read(&place.journal()?)? {
         return Err(Failure::new(format!(
@@ -39,7 +40,7 @@ pub fn take(
         None
     });
     let last = last.as_ref().map(|last| (&reader, last));
-    let participants = parts::participants(place, live, last, &**monitor)?;
+    let participants = parts::participants(place, live, last, &*monitor)?;
     drop(reader);
     let environment = place.environment();
     let order = BackupOrder {
@@ -54,7 +55,7 @@ pub fn take(
     };
     let watchdog = Arc::new(watchdog);
     // After a failure there is no goodbye: should a lock be left, the watchdog removes it.
-    let backup = back_up(&order, participants, &repository, &watchdog, monitor)?;
+    let backup = back_up(&order, participants, &repository, &watchdog, &monitor)?;
     if let Some(watchdog) = Arc::into_inner(watchdog) {
         take_leave(watchdog);
     }

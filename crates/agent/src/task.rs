@@ -118,8 +118,7 @@ fn take(
     live: bool,
     reporter: &Arc<Reporter>,
 ) -> Result<Outcome, Failure> {
-    let monitor: Arc<dyn Monitor> = reporter.clone();
-    let taken = backup::take(place, id.clone(), live, &monitor)
+    let taken = backup::take(place, id.clone(), live, reporter)
         .map_err(|failure| stopped(failure, reporter))?;
     Ok(published(place, &taken, reporter))
 }
@@ -181,8 +180,7 @@ fn put_back(
     let plan = Plan::new(place, reader, wish)?;
     if let Some(safety) = safety {
         reporter.log("taking a safety backup of what is there now".to_owned());
-        let monitor: Arc<dyn Monitor> = reporter.clone();
-        let taken = backup::take(place, safety.clone(), false, &monitor)
+        let taken = backup::take(place, safety.clone(), false, reporter)
             .map_err(|failure| stopped(failure, reporter))
             .map_err(|failure| failure.hint("mend that, or restore without a safety backup"))?;
         let complete = taken.manifest.completeness == Completeness::Complete;

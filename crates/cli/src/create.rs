@@ -12,7 +12,6 @@ use stillpoint_agent::place::Place;
 use stillpoint_capture::Backup;
 use stillpoint_model::ids::BackupId;
 use stillpoint_model::manifest::Completeness;
-use stillpoint_model::progress::Monitor;
 
 /// Takes a backup and prints its id.
 pub(crate) fn run(global: &Global, arguments: &CreateArgs) -> Result<(), Failure> {
@@ -21,8 +20,7 @@ pub(crate) fn run(global: &Global, arguments: &CreateArgs) -> Result<(), Failure
     if arguments.live {
         terminal.say(&format!("warning: {LIVE_WARNING}"));
     }
-    let monitor: Arc<dyn Monitor> = terminal.clone();
-    let backup = take(&place, BackupId::random(), arguments.live, &monitor)?;
+    let backup = take(&place, BackupId::random(), arguments.live, &terminal)?;
     let copies = replicate(&place, &backup, &*terminal)
         .and_then(|copies| copies.of(&backup.manifest.backup))
         .unwrap_or(backup.stats.copies);

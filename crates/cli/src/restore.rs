@@ -12,7 +12,6 @@ use stillpoint_agent::{backup, stored};
 use stillpoint_capture::restore::Recovered;
 use stillpoint_model::ids::{BackupId, PartName};
 use stillpoint_model::manifest::{Completeness, Consistency, Manifest};
-use stillpoint_model::progress::Monitor;
 
 /// Restores a backup to the environment that it is of.
 pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failure> {
@@ -42,8 +41,7 @@ pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failur
     }
     if !arguments.no_safety_backup {
         terminal.say("taking a safety backup of what is there now");
-        let monitor: Arc<dyn Monitor> = terminal.clone();
-        let safety = backup::take(&place, BackupId::random(), false, &monitor).map_err(|e| {
+        let safety = backup::take(&place, BackupId::random(), false, &terminal).map_err(|e| {
             e.hint("mend that, or restore without a safety backup: --no-safety-backup")
         })?;
         terminal.say(&format!("safety backup {}", safety.manifest.backup));
