@@ -5,10 +5,11 @@
 mod support;
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::service::{Service, children_of, client, is_alive, kill, up};
+use support::service::{Service, await_that, children_of, client, is_alive, kill, up};
 use support::{Customers, Environment, Followed, stderr};
 
 /// A request that hangs in the application keeps a backup in its drain, until it is let go.
@@ -271,6 +272,9 @@ fn survives_the_death_of(command: &str) {
     let of_it = ended.as_array().unwrap().iter().find(|a| a["payload"]["backup_name"] == id);
     let is_listed = service.json(&["backups"]).as_array().unwrap().iter().any(|b| b["id"] == id);
     assert_eq!(of_it.unwrap()["result"] == "success", is_listed, "{ended:#}");
+    // It is started again after a pause, and without it nothing is held.
+    let watchdog = service.environment.path("data/run/watchdog.sock");
+    await_that("the watchdog listens", || UnixStream::connect(&watchdog).is_ok());
     service.succeed(&["backup:create"]);
     customers.end_without_failures();
     service.environment.assert_restic_is_content();
@@ -369,7 +373,10 @@ fn an_agent_killed_in_mid_restore_recovers_it_before_anything_else() {
     let service = Service::start();
     let hanging = hold_a_restore(&service);
     let customers = Customers::start(service.gateway, 2);
+    let task = children_of(service.child("agent")).pop().unwrap().0;
     service.kill("agent");
+    // Let go before it has seen that its agent is gone, it would rightly finish the restore.
+    await_that("the task ends", || !is_alive(task));
     service.environment.application.let_go();
     assert!(hanging.join().unwrap().contains(" 200 "));
     service.await_json(&["activity:list"], |all| {
