@@ -17,7 +17,7 @@ struct Need {
     found: fn() -> bool,
 }
 
-const NEEDS: [Need; 10] = [
+const NEEDS: &[Need] = &[
     Need { package: "postgresql", what: "PostgreSQL's server and pg_dump", found: has_postgresql },
     Need { package: "mariadb-server", what: "MariaDB's server", found: has_mariadb },
     Need { package: "redis-server", what: "Redis's server", found: has_redis },
