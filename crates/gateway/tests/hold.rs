@@ -15,37 +15,11 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use stillpoint_gateway::control::{ControlError, EndReason, Held, HoldOrder, Purpose, StateName};
+use support::applications::*;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
-
-/// An application whose `/slow` waits until the test lets it go on, and says when it has begun.
-struct Slow {
-    application: Application,
-    begun: mpsc::UnboundedReceiver<()>,
-    go: Arc<Notify>,
-}
-
-impl Slow {
-    async fn start() -> Self {
-        let (begin, begun) = mpsc::unbounded_channel();
-        let go = Arc::new(Notify::new());
-        let gone = go.clone();
-        let application = Application::start(move |request| {
-            let (begin, go) = (begin.clone(), gone.clone());
-            Box::pin(async move {
-                if request.uri().path() == "/slow" {
-                    begin.send(()).unwrap();
-                    go.notified().await;
-                }
-                Response::new(full(request.uri().path().to_owned()))
-            })
-        })
-        .await;
-        Self { application, begun, go }
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_and_none_is_active_while_held_over_many_cycles_under_load() {
@@ -442,31 +416,11 @@ async fn a_client_that_goes_away_in_flight_does_not_block_the_drain() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_of_the_application_to_itself_passes_while_draining() {
-    let address = Arc::new(Mutex::new(None));
-    let (begin, mut begun) = mpsc::unbounded_channel();
-    let go = Arc::new(Notify::new());
-    let (own, gone) = (address.clone(), go.clone());
-    let application = Application::start(move |request| {
-        let (begin, go, gateway) = (begin.clone(), gone.clone(), *own.lock().unwrap());
-        Box::pin(async move {
-            if request.uri().path() != "/outer" {
-                return Response::new(full("inner"));
-            }
-            begin.send(()).unwrap();
-            go.notified().await;
-            let token = request.headers()["x-stillpoint-in-flight"].to_str().unwrap();
-            let again = format!(
-                "GET /inner HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\
-                 x-stillpoint-in-flight: {token}\r\n\r\n"
-            );
-            Response::new(full(exchange(gateway.unwrap(), &again).await))
-        })
-    })
-    .await;
-    let gateway = TestGateway::start(application.address).await;
-    *address.lock().unwrap() = Some(gateway.address);
+    let mut reflexive = Reflexive::start().await;
+    let gateway = TestGateway::start(reflexive.application.address).await;
+    *reflexive.public.lock().unwrap() = Some(gateway.address);
     let outer = gateway.send("/outer");
-    begun.recv().await.unwrap();
+    reflexive.begun.recv().await.unwrap();
     let held = gateway.hold_long(Purpose::Backup).await;
     // One that pretends waits.
     let forged = "GET /forged HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\
@@ -474,7 +428,7 @@ async fn a_request_of_the_application_to_itself_passes_while_draining() {
     let gateway_address = gateway.address;
     let forged = tokio::spawn(async move { exchange(gateway_address, forged).await });
     gateway.until(|status| status.held == 1).await;
-    go.notify_one();
+    reflexive.go.notify_one();
     let held = drained(held).await;
     let response = outer.await.unwrap();
     assert!(response.ends_with("inner"), "{response}");

@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use stillpoint_gateway::control::{Control, ControlError, Held, HoldOrder, Purpose, Status};
 use stillpoint_gateway::{Gateway, GatewayError, GatewayOptions};
@@ -23,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+pub mod applications;
 pub mod proxies;
 
 pub type Body = BoxBody<Bytes, hyper::Error>;

@@ -29,7 +29,7 @@ pub fn documented(heading: &str) -> String {
 }
 
 /// Puts an address in a documented one's place, which must be there.
-pub fn put(text: &str, documented: &str, here: SocketAddr) -> String {
+pub fn put(text: &str, documented: &str, here: impl ToString) -> String {
     assert!(text.contains(documented), "{documented} is in {text}");
     text.replace(documented, &here.to_string())
 }
@@ -43,9 +43,17 @@ pub fn put_site(text: &str, port: u16, here: SocketAddr) -> String {
     text.replace(&format!("127.0.0.1:{port}"), &here.to_string())
 }
 
+/// Which proxy.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    Nginx,
+    Caddy,
+}
+
 /// A proxy that runs. Ends when dropped.
 pub struct Proxy {
     pub address: SocketAddr,
+    kind: Kind,
     child: Child,
     directory: TempDir,
 }
@@ -57,9 +65,43 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
+    /// The documented proxy that asks a hold endpoint at this address and logs to that one.
+    pub async fn asking(
+        kind: Kind,
+        application: &Application,
+        endpoint: SocketAddr,
+        syslog: &str,
+    ) -> Self {
+        let heading = match kind {
+            Kind::Nginx => "nginx and the hold endpoint",
+            Kind::Caddy => "Caddy and the hold endpoint",
+        };
+        let text = put(&documented(heading), "127.0.0.1:8080", application.address);
+        let text = put(&text, "127.0.0.1:8001", endpoint);
+        let text = put(&text, "127.0.0.1:8514", syslog);
+        match kind {
+            Kind::Nginx => Self::nginx(&text).await,
+            Kind::Caddy => Self::caddy(&put_site(&text, 8002, free_address())).await,
+        }
+    }
+
+    /// The documented proxy that stands before a gateway.
+    pub async fn before(kind: Kind, gateway: SocketAddr) -> Self {
+        match kind {
+            Kind::Nginx => {
+                let text = documented("nginx before the gateway");
+                Self::nginx(&put(&text, "127.0.0.1:8009", gateway)).await
+            }
+            Kind::Caddy => {
+                let text = documented("Caddy before the gateway");
+                Self::caddy(&put(&text, "127.0.0.1:8009", gateway)).await
+            }
+        }
+    }
+
     /// nginx, with what stands in its `http` block. It listens at 127.0.0.1:8000 there.
     pub async fn nginx(configuration: &str) -> Self {
-        Self::start(|here, address| {
+        Self::start(Kind::Nginx, |here, address| {
             let configuration = put(configuration, "127.0.0.1:8000", address);
             let text = format!(
                 "daemon off;\nworker_processes 2;\npid {0}/pid;\nerror_log {0}/error.log info;\n\
@@ -80,7 +122,7 @@ impl Proxy {
 
     /// Caddy, with a Caddyfile in which it serves `http://:8000`.
     pub async fn caddy(configuration: &str) -> Self {
-        Self::start(|here, address| {
+        Self::start(Kind::Caddy, |here, address| {
             let configuration = put_site(configuration, 8000, address);
             fs::write(here.join("Caddyfile"), configuration).unwrap();
             let mut command = Command::new("caddy");
@@ -91,7 +133,7 @@ impl Proxy {
         .await
     }
 
-    async fn start(command: impl Fn(&Path, SocketAddr) -> Command) -> Self {
+    async fn start(kind: Kind, command: impl Fn(&Path, SocketAddr) -> Command) -> Self {
         // A port that was free may be taken by then.
         for _ in 0..5 {
             let directory = tempfile::tempdir().unwrap();
@@ -107,7 +149,7 @@ impl Proxy {
                 command.uid(NOBODY).gid(NOBODY);
             }
             let child = command.spawn().expect("the proxy is installed: `cargo xtask packages`");
-            let mut proxy = Self { address, child, directory };
+            let mut proxy = Self { address, kind, child, directory };
             if proxy.answers().await {
                 return proxy;
             }
@@ -138,8 +180,12 @@ impl Proxy {
 
     /// Ends it as a crash would: nothing that it was doing is finished or logged.
     pub fn kill(&mut self) {
-        // nginx's workers end without a word when their master asks for a fast shutdown.
-        self.end(Signal::TERM);
+        self.end(match self.kind {
+            // Its workers end at once when their master is asked for a fast shutdown; killed, the
+            // master would leave them behind.
+            Kind::Nginx => Signal::TERM,
+            Kind::Caddy => Signal::KILL,
+        });
     }
 
     fn end(&mut self, signal: Signal) {
