@@ -19,7 +19,7 @@ use support::applications::*;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_and_none_is_active_while_held_over_many_cycles_under_load() {

@@ -4,11 +4,8 @@
 mod support;
 
 use http_body_util::BodyExt;
+use hyper::Response;
 use hyper::header::HeaderValue;
-use hyper::upgrade::Upgraded;
-use hyper::{Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use stillpoint_gateway::control::{EndReason, Purpose};

@@ -29,9 +29,9 @@ pub fn documented(heading: &str) -> String {
 }
 
 /// Puts an address in a documented one's place, which must be there.
-pub fn put(text: &str, documented: &str, here: impl ToString) -> String {
+pub fn put(text: &str, documented: &str, here: &str) -> String {
     assert!(text.contains(documented), "{documented} is in {text}");
-    text.replace(documented, &here.to_string())
+    text.replace(documented, here)
 }
 
 /// The same of a site of Caddy's, which it names by the port alone.
@@ -76,8 +76,8 @@ impl Proxy {
             Kind::Nginx => "nginx and the hold endpoint",
             Kind::Caddy => "Caddy and the hold endpoint",
         };
-        let text = put(&documented(heading), "127.0.0.1:8080", application.address);
-        let text = put(&text, "127.0.0.1:8001", endpoint);
+        let text = put(&documented(heading), "127.0.0.1:8080", &application.address.to_string());
+        let text = put(&text, "127.0.0.1:8001", &endpoint.to_string());
         let text = put(&text, "127.0.0.1:8514", syslog);
         match kind {
             Kind::Nginx => Self::nginx(&text).await,
@@ -90,11 +90,11 @@ impl Proxy {
         match kind {
             Kind::Nginx => {
                 let text = documented("nginx before the gateway");
-                Self::nginx(&put(&text, "127.0.0.1:8009", gateway)).await
+                Self::nginx(&put(&text, "127.0.0.1:8009", &gateway.to_string())).await
             }
             Kind::Caddy => {
                 let text = documented("Caddy before the gateway");
-                Self::caddy(&put(&text, "127.0.0.1:8009", gateway)).await
+                Self::caddy(&put(&text, "127.0.0.1:8009", &gateway.to_string())).await
             }
         }
     }
@@ -102,7 +102,7 @@ impl Proxy {
     /// nginx, with what stands in its `http` block. It listens at 127.0.0.1:8000 there.
     pub async fn nginx(configuration: &str) -> Self {
         Self::start(Kind::Nginx, |here, address| {
-            let configuration = put(configuration, "127.0.0.1:8000", address);
+            let configuration = put(configuration, "127.0.0.1:8000", &address.to_string());
             let text = format!(
                 "daemon off;\nworker_processes 2;\npid {0}/pid;\nerror_log {0}/error.log info;\n\
                  events {{ worker_connections 4096; }}\nhttp {{\naccess_log off;\n\
