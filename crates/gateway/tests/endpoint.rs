@@ -3,18 +3,14 @@
 
 mod support;
 
-use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use stillpoint_gateway::control::{Control, ControlError, Held, Purpose};
 use stillpoint_model::config::{CompletionsPart, EndpointPart, SyslogAddress};
 use stillpoint_model::manifest::{EndpointEvidence, GatewayEvidence};
 use support::applications::*;
+use support::load::*;
 use support::proxies::*;
 use support::*;
 use tokio::io::AsyncWriteExt;
@@ -57,69 +53,12 @@ fn doubts(evidence: &GatewayEvidence) -> Vec<String> {
 }
 
 async fn holds_under_load(kind: Kind) {
-    let active = Arc::new(AtomicU64::new(0));
-    let served = Arc::new(AtomicU64::new(0));
-    let (counting, serving) = (active.clone(), served.clone());
-    let application = Application::start(move |request| {
-        let (active, served) = (counting.clone(), serving.clone());
-        Box::pin(async move {
-            active.fetch_add(1, Ordering::SeqCst);
-            let body = request.into_body().collect().await.unwrap().to_bytes();
-            tokio::task::yield_now().await;
-            served.fetch_add(1, Ordering::SeqCst);
-            active.fetch_sub(1, Ordering::SeqCst);
-            Response::new(full(body))
-        })
-    })
-    .await;
-    let gateway = start_gateway(&application, LONG).await;
-    let proxy = start_proxy(kind, &application, &gateway).await;
-
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut clients = Vec::new();
-    for client in 0..16 {
-        let (stop, address) = (stop.clone(), proxy.address);
-        clients.push(tokio::spawn(async move {
-            let stream = TcpStream::connect(address).await.unwrap();
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-            tokio::spawn(connection);
-            let mut answered = 0_u64;
-            while !stop.load(Ordering::SeqCst) {
-                let order = format!("order {client} {answered}");
-                let request = Request::post("/orders").header("host", "shop.example");
-                let request = request.body(Full::<bytes::Bytes>::from(order.clone())).unwrap();
-                sender.ready().await.unwrap();
-                let response = sender.send_request(request).await.unwrap();
-                assert_eq!(response.status(), StatusCode::OK);
-                assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), order);
-                answered += 1;
-            }
-            answered
-        }));
-    }
-
-    for _ in 0..10 {
-        // Traffic must have flowed since the hold before.
-        let before = served.load(Ordering::SeqCst);
-        gateway.until(|_| served.load(Ordering::SeqCst) > before + 32).await;
-        let held = drained(gateway.hold_long(Purpose::Backup).await).await;
-        let at_drain = served.load(Ordering::SeqCst);
-        assert_eq!(active.load(Ordering::SeqCst), 0);
-        gateway.until(|status| status.held == 16).await;
-        assert_eq!(served.load(Ordering::SeqCst), at_drain, "nothing got through");
-        let evidence = release(held).await;
-        assert_eq!(evidence.held, 16);
+    let shop = Shop::start().await;
+    let gateway = start_gateway(&shop.application, LONG).await;
+    let proxy = start_proxy(kind, &shop.application, &gateway).await;
+    for evidence in shop.hold_under_load(&gateway, proxy.address, 16, 10).await {
         assert_eq!(doubts(&evidence), Vec::<String>::new(), "{}", proxy.said());
     }
-    stop.store(true, Ordering::SeqCst);
-    let mut answered = 0;
-    for client in clients {
-        answered += client.await.unwrap();
-    }
-    assert_eq!(answered, served.load(Ordering::SeqCst));
-    let status = gateway.until(|status| status.in_flight == 0).await;
-    assert_eq!(status.totals.requests, answered, "each was asked about once");
     gateway.stop().await;
 }
 

@@ -2,9 +2,11 @@
 
 use super::*;
 use hyper::StatusCode;
+use hyper::body::Frame;
 use hyper::header::HeaderValue;
 use hyper::upgrade::Upgraded;
 use std::fmt::Write as _;
+use std::task::{Context, Poll};
 use tokio::sync::{Notify, mpsc};
 
 /// An application whose `/slow` waits until the test lets it go on, and says when it has begun.
@@ -77,6 +79,20 @@ pub async fn switching() -> (Application, mpsc::UnboundedReceiver<TokioIo<Upgrad
     })
     .await;
     (application, connections)
+}
+
+/// A response body whose chunks the test sends.
+pub struct Chunks(pub mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Chunks {
+    type Data = Bytes;
+    type Error = hyper::Error;
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+    }
 }
 
 /// An application whose `/outer` asks its own public address for `/inner`, once the test lets it go

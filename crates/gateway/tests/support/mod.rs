@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 pub mod applications;
+pub mod load;
 pub mod proxies;
 
 pub type Body = BoxBody<Bytes, hyper::Error>;
@@ -45,7 +46,14 @@ impl Application {
     pub async fn start(
         handler: impl Fn(Request<Incoming>) -> Answer + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at("127.0.0.1:0".parse().unwrap(), handler).await
+    }
+
+    pub async fn at(
+        address: SocketAddr,
+        handler: impl Fn(Request<Incoming>) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let handler = Arc::new(handler);
         let task = tokio::spawn(async move {
