@@ -12,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// `nobody`.
 const NOBODY: u32 = 65534;
@@ -197,7 +198,18 @@ impl Proxy {
     }
 }
 
-/// An address of this host that nobody listened at a moment ago.
+/// An address of this host that nobody listened at a moment ago. Its port is below those that the
+/// kernel gives to whoever asks for any, so that no test's client takes it by chance.
 pub fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    const PORTS: std::ops::Range<u32> = 12_000..32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test processes that run at the same time begin at places of their own.
+    let begin = std::process::id().wrapping_mul(509);
+    loop {
+        let place = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS.len() as u32;
+        let address = SocketAddr::from(([127, 0, 0, 1], (PORTS.start + place) as u16));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
