@@ -127,12 +127,14 @@ fn marks(demo: &Demo) -> Option<String> {
     Some(table)
 }
 
+type Phase = fn(&Round) -> Latencies;
+
 /// What customers felt in each phase.
 fn felt(demo: &Demo) -> Option<String> {
     let mut table = "| requests sent in | median, ms | 99 %, ms | slowest, ms | a second |\n\
                      | --- | --- | --- | --- | --- |\n"
         .to_owned();
-    let phases: [(&str, fn(&Round) -> Latencies); 4] = [
+    let phases: [(&str, Phase); 4] = [
         ("the pause before", |round| round.pause),
         ("prepare", |round| round.prepare),
         ("the hold", |round| round.held),
