@@ -168,6 +168,7 @@ impl Stage {
             live,
             fail_if_partial: true,
             limits: Limits::default(),
+            rate: None,
         };
         let monitor: Arc<dyn Monitor> = Arc::new(Silent);
         let backup = back_up(&order, participants, &self.repository, &self.guard, &monitor)
