@@ -9,6 +9,7 @@ mod coordinator;
 mod crew;
 mod durable;
 mod gateways;
+mod gentle;
 pub mod mount;
 mod participant;
 pub mod restore;
@@ -19,6 +20,7 @@ pub mod watchdog;
 
 pub use coordinator::{Backup, BackupOrder, Limits, back_up};
 pub use gateways::GatewayParticipant;
+pub use gentle::gently;
 pub use participant::{Account, HoldOrder, Participant, Rank};
 pub use service::ServiceParticipant;
 pub use stream::{NoStreams, TreeSource};

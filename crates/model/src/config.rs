@@ -23,6 +23,7 @@ use crate::route::Route;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct Environment {
     pub mounts: BTreeMap<PartName, MountPart>,
     /// What becomes of a backup from which something is missing.
     pub on_partial: OnPartial,
+    /// Bounds of a backup.
+    pub limits: Limits,
 }
 
 /// An environment's type. Roles and repositories are separate by it.
@@ -267,6 +270,16 @@ pub enum OnPartial {
     /// It is published as `partial`, with the list of what is missing.
     #[default]
     Partial,
+}
+
+/// What a backup may take of the environment that it is taken of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// No more than this is read in a second, in bytes, from all parts together. None: as fast as
+    /// it can be stored.
+    pub rate: Option<NonZeroU64>,
+    /// How long each part has for each step of a hold; none: 10 s.
+    pub step: Option<Duration>,
 }
 
 /// A named set of locations. A backup is stored at all of them.

@@ -3,12 +3,12 @@
 use super::node::{self, Place};
 use super::reader::{Errors, Field, Table};
 use super::values::{
-    Refusal, directory_url, excludes, listen, mariadb_url, path, pattern, postgresql_url,
+    Refusal, directory_url, excludes, listen, mariadb_url, path, pattern, postgresql_url, rate,
     redis_url, route, syslog, upstream, variable_name,
 };
 use super::{
     Code, CompletionsPart, Config, ConfigErrors, EndpointPart, Environment, EnvironmentKind,
-    GatewayPart, Location, Mariadb, MountPart, OnPartial, Redis, Region, ServicePart,
+    GatewayPart, Limits, Location, Mariadb, MountPart, OnPartial, Redis, Region, ServicePart,
 };
 use crate::ids::{LocationName, PartName, ProjectId};
 use std::collections::BTreeMap;
@@ -152,6 +152,16 @@ fn environment(mut table: Table<'_>, errors: &mut Errors) -> Option<Environment>
     let words = [("partial", OnPartial::Partial), ("fail", OnPartial::Fail)];
     let on_partial =
         optional(table.take("on_partial"), errors, |field, errors| field.word(errors, &words));
+    let limits = optional(table.take("limits"), errors, |field, errors| {
+        let mut table = field.table(errors)?;
+        let rate = optional(table.take("rate"), errors, |field, errors| {
+            field.text_as(errors, rate).map(Some)
+        });
+        let step =
+            optional(table.take("step"), errors, |field, errors| field.duration(errors).map(Some));
+        table.finish(errors);
+        Some(Limits { rate: rate?, step: step? })
+    });
     table.unsupported("workers", errors);
     table.unsupported("crons", errors);
     if service_fields.is_none() && mount_fields.is_none() {
@@ -168,6 +178,7 @@ fn environment(mut table: Table<'_>, errors: &mut Errors) -> Option<Environment>
         services: services?,
         mounts: mounts?,
         on_partial: on_partial?,
+        limits: limits?,
     };
     agree(&environment, mount_fields.as_ref(), service_fields.as_ref(), errors);
     Some(environment)

@@ -200,6 +200,20 @@ fn a_partial_backup_can_be_made_a_failure() {
 }
 
 #[test]
+fn a_backup_can_be_limited() {
+    assert_eq!(
+        main_of(&parse("f", &with("    mounts:", "    mounts:")).unwrap()).limits,
+        Limits { rate: None, step: None }
+    );
+    for (given, bytes) in [("50MB/s", 50_000_000), ("1 GiB/s", 1 << 30), ("9B/s", 9)] {
+        let limits = format!("    limits: {{ rate: {given}, step: 20s }}\n    mounts:");
+        let config = parse("f", &with("    mounts:", &limits)).unwrap();
+        let step = Some(Duration::from_secs(20));
+        assert_eq!(main_of(&config).limits, Limits { rate: NonZeroU64::new(bytes), step });
+    }
+}
+
+#[test]
 fn the_example_of_the_readme_is_read() {
     let readme = include_str!("../../../../README.md");
     let (_, rest) = readme.split_once("```yaml\n").unwrap();
@@ -323,6 +337,24 @@ fn a_word_that_is_none_of_the_known_ones_is_refused_with_the_list() {
         &with("    mounts:", "    on_partial: ignore\n    mounts:"),
         "stillpoint.yaml:11:17: key `environments.main.on_partial`: `ignore` is not a value that \
          this key can have; it is one of: partial, fail",
+    );
+}
+
+#[test]
+fn a_rate_is_bytes_in_a_second() {
+    for given in ["fast", "50", "50MB", "MB/s", "5 mb/s", "99999999999 GB/s"] {
+        refused(
+            &with("    mounts:", &format!("    limits: {{ rate: \"{given}\" }}\n    mounts:")),
+            &format!(
+                "stillpoint.yaml:11:21: key `environments.main.limits.rate`: `{given}` is not a \
+                 rate; write 50MB/s or 500kB/s; MiB and KiB are known as well"
+            ),
+        );
+    }
+    refused(
+        &with("    mounts:", "    limits: { rate: 0MB/s }\n    mounts:"),
+        "stillpoint.yaml:11:21: key `environments.main.limits.rate`: must be more than 0; leave \
+         `rate` out for no limit",
     );
 }
 

@@ -5,6 +5,7 @@ use super::SyslogAddress;
 use crate::route::{InvalidRoute, Route};
 use globset::{GlobBuilder, GlobMatcher};
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -111,6 +112,31 @@ pub(super) fn duration(given: &str) -> Result<Duration, Refusal> {
         return Err(Refusal::new("must be more than 0").hint("write 10s, 500ms, 2m or 1h"));
     }
     Ok(total)
+}
+
+/// `50MB/s`: bytes in a second; more than nothing.
+pub(super) fn rate(given: &str) -> Result<NonZeroU64, Refusal> {
+    let invalid = || {
+        Refusal::new(format!("`{given}` is not a rate"))
+            .hint("write 50MB/s or 500kB/s; MiB and KiB are known as well")
+    };
+    let amount = given.strip_suffix("/s").ok_or_else(invalid)?;
+    let digits = amount.find(|c: char| !c.is_ascii_digit()).unwrap_or(amount.len());
+    let (count, unit) = amount.split_at(digits);
+    let unit: u64 = match unit.trim_start() {
+        "B" => 1,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(invalid()),
+    };
+    let count: u64 = count.parse().map_err(|_| invalid())?;
+    let rate = count.checked_mul(unit).ok_or_else(invalid)?;
+    NonZeroU64::new(rate)
+        .ok_or_else(|| Refusal::new("must be more than 0").hint("leave `rate` out for no limit"))
 }
 
 /// `ADDRESS:PORT` to listen at.
