@@ -3,8 +3,14 @@
 
 mod support;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+use std::env;
+use std::io::BufRead;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 use std::time::Duration;
-use stillpoint_gateway::control::{ControlError, Purpose};
+use stillpoint_gateway::control::{Control, ControlError, Purpose};
+use stillpoint_gateway::{Gateway, GatewayOptions};
 use support::applications::*;
 use support::*;
 use tokio::io::AsyncWriteExt;
@@ -90,4 +96,80 @@ async fn an_application_that_dies_in_a_hold_fails_its_requests_alone_and_may_com
         Application::at(address, |_| Box::pin(async { hyper::Response::new(full("back")) })).await;
     blocking(move || held.release()).await.unwrap();
     assert!(waiting.await.unwrap().ends_with("back"));
+}
+
+/// Where the child below sends requests to, and its control socket.
+const UPSTREAM: &str = "STILLPOINT_TEST_UPSTREAM";
+const CONTROL: &str = "STILLPOINT_TEST_CONTROL";
+const DESCRIPTORS: u64 = 96;
+/// A quarter of them is for all else, and each connection has two.
+const PLACES: u64 = 36;
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a process of its own, which the next test starts"]
+async fn a_gateway_with_few_descriptors() {
+    let limit = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let options = GatewayOptions {
+        name: "web".parse().unwrap(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        upstream: format!("http://{}", env::var(UPSTREAM).unwrap()).parse().unwrap(),
+        max_hold: Duration::from_mins(1),
+        max_held: 10_000,
+        control: env::var_os(CONTROL).unwrap().into(),
+        pass: Vec::new(),
+        endpoint: None,
+    };
+    let gateway = Gateway::bind(options).await.unwrap();
+    println!("\nready {}", gateway.address());
+    let ended = async {
+        // The end of the parent ends this as well.
+        blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap()).await;
+    };
+    gateway.serve(ended).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_take_every_descriptor_in_a_hold_are_all_answered_after_it() {
+    let application = plain().await;
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("gateway.sock");
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "a_gateway_with_few_descriptors", "--ignored", "--nocapture"])
+        .env(UPSTREAM, application.address.to_string())
+        .env(CONTROL, &socket)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let address: SocketAddr = lines
+        .find_map(|line| line.unwrap().strip_prefix("ready ").map(|at| at.parse().unwrap()))
+        .unwrap();
+    let status = async || {
+        let socket = socket.clone();
+        blocking(move || Control::connect(&socket).unwrap().status().unwrap()).await
+    };
+
+    let control = socket.clone();
+    let held = blocking(move || {
+        Control::connect(&control).unwrap().hold(&order(Purpose::Backup)).unwrap()
+    })
+    .await;
+    let held = drained(held).await;
+    let clients: Vec<_> = (0..4 * PLACES)
+        .map(|_| tokio::spawn(async move { exchange(address, &get("/crowd")).await }))
+        .collect();
+    // It still hears its coordinator, and others.
+    while status().await.held < PLACES {}
+    let evidence = blocking(move || held.release()).await.unwrap();
+    assert_eq!((evidence.held, evidence.refused), (PLACES, 0));
+    for client in clients {
+        let response = client.await.unwrap();
+        assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    }
+    let totals = status().await.totals;
+    assert_eq!((totals.requests, totals.bad_gateway), (4 * PLACES, 0));
+    drop(child.stdin.take());
+    assert!(blocking(move || child.wait().unwrap()).await.success());
 }
