@@ -97,7 +97,10 @@ fn a_backup_beside_an_endpoint_that_hears_of_no_ends_says_so_and_claims_less() {
     let object: serde_json::Value = serde_json::from_str(&got).unwrap();
     assert_eq!(object["attributes"]["consistency"], "crash-consistent");
     let doubt = object["doubts"][0].as_str().unwrap();
-    assert!(doubt.starts_with("gateway `web`: its endpoint is not told when requests end"), "{got}");
+    assert!(
+        doubt.starts_with("gateway `web`: its endpoint is not told when requests end"),
+        "{got}"
+    );
     assert_eq!(object["evidence"]["gateways"][0]["endpoint"]["completions"], false);
     assert_eq!(object["evidence"]["gateways"][0]["excepted"], 0);
 }
