@@ -12,6 +12,7 @@ use std::time::Duration;
 use stillpoint_gateway::control::{Control, ControlError, Purpose};
 use stillpoint_gateway::{Gateway, GatewayOptions};
 use support::applications::*;
+use support::proxies::free_address;
 use support::*;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -73,8 +74,9 @@ async fn of_more_clients_than_may_wait_exactly_the_rest_are_refused_and_the_othe
 async fn an_application_that_dies_in_a_hold_fails_its_requests_alone_and_may_come_back() {
     // One that is killed takes its connections along.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let application = runtime.spawn(Slow::start()).await.unwrap();
-    let address = application.application.address;
+    // Nobody else may have the address while it is dead.
+    let address = free_address();
+    let application = runtime.spawn(Slow::at(address)).await.unwrap();
     let gateway = TestGateway::start(address).await;
     let in_flight = gateway.send("/slow");
     gateway.until(|status| status.in_flight == 1).await;

@@ -18,10 +18,14 @@ pub struct Slow {
 
 impl Slow {
     pub async fn start() -> Self {
+        Self::at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    pub async fn at(address: SocketAddr) -> Self {
         let (begin, begun) = mpsc::unbounded_channel();
         let go = Arc::new(Notify::new());
         let gone = go.clone();
-        let application = Application::start(move |request| {
+        let application = Application::at(address, move |request| {
             let (begin, go) = (begin.clone(), gone.clone());
             Box::pin(async move {
                 if request.uri().path() == "/slow" {
