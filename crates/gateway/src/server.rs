@@ -13,12 +13,13 @@ use crate::upstream::Pool;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// How long requests in flight have when the gateway is told to stop.
 const GRACE: Duration = Duration::from_secs(30);
@@ -32,6 +33,7 @@ pub struct Gateway {
     listener: TcpListener,
     address: SocketAddr,
     control: ControlSocket,
+    room: Semaphore,
     options: GatewayOptions,
 }
 
@@ -46,12 +48,12 @@ impl Gateway {
                 return Err(GatewayError::Zero { option });
             }
         }
-        make_room(options.max_held);
+        let room = make_room(options.max_held);
         let failed = |source| GatewayError::Listen { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let control = ControlSocket::bind(&options.control).await?;
-        Ok(Self { listener, address, control, options })
+        Ok(Self { listener, address, control, room, options })
     }
 
     /// Where it accepts requests.
@@ -61,7 +63,8 @@ impl Gateway {
 
     /// Serves until `shutdown` ends, then finishes what is in flight.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
-        let Self { listener, address, control, options } = self;
+        let Self { listener, address, control, room, options } = self;
+        let room = Arc::new(room);
         let gate = Gate::new(options.max_held, Pool::new(options.upstream.clone()));
         let (stop, stopping) = watch::channel(());
         let timer = tokio::spawn(gate.clone().keep_time());
@@ -71,12 +74,13 @@ impl Gateway {
         let mut shutdown = pin!(shutdown);
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = accept(&listener, &room) => accepted,
                 () = &mut shutdown => break,
             };
             match accepted {
-                Ok((stream, client)) => {
-                    tokio::spawn(connection(gate.clone(), stream, client, stopping.clone()));
+                Ok((stream, client, place)) => {
+                    let stopping = stopping.clone();
+                    tokio::spawn(connection(gate.clone(), stream, client, place, stopping));
                 }
                 Err(error) => {
                     // Out of descriptors, or a client that left early. Connections that are open
@@ -103,16 +107,27 @@ impl Gateway {
     }
 }
 
+/// The next client, once there is room for it, and its place there.
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let place = room.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, client) = listener.accept().await?;
+    Ok((stream, client, place))
+}
+
 async fn connection(
     gate: Arc<Gate>,
     stream: TcpStream,
     client: SocketAddr,
+    place: OwnedSemaphorePermit,
     mut stopping: watch::Receiver<()>,
 ) {
     // Failing to set an option leaves a connection that works, only with a delay.
     let _ = stream.set_nodelay(true);
     let (stream, probe, leaving) = ClientStream::new(stream);
-    let visitor = Arc::new(Visitor { gate, client, probe, leaving });
+    let visitor = Arc::new(Visitor { gate, client, probe, leaving, place: Arc::new(place) });
     let service = service_fn(move |request| {
         let visitor = visitor.clone();
         async move { visitor.answer(request).await }

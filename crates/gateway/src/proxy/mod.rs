@@ -24,6 +24,7 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// The client went away; there is nobody to answer, and its connection is closed.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,8 @@ pub(crate) struct Visitor {
     pub(crate) client: SocketAddr,
     pub(crate) probe: ClientProbe,
     pub(crate) leaving: Arc<Leaving>,
+    /// Its place among the clients that there is room for. An upgraded connection keeps it.
+    pub(crate) place: Arc<OwnedSemaphorePermit>,
 }
 
 impl Visitor {
@@ -103,7 +106,7 @@ impl Visitor {
             };
             switched = headers::upgrade(response.headers());
             let upstream = hyper::upgrade::on(&mut response);
-            upgrade::join(client, upstream, self.gate.count_upgrade());
+            upgrade::join(client, upstream, self.gate.count_upgrade(), self.place.clone());
         }
         headers::to_client(response.headers_mut(), switched);
         let leaving = self.leaving.clone();
