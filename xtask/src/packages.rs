@@ -21,6 +21,8 @@ const NEEDS: &[Need] = &[
     Need { package: "postgresql", what: "PostgreSQL's server and pg_dump", found: has_postgresql },
     Need { package: "mariadb-server", what: "MariaDB's server", found: has_mariadb },
     Need { package: "redis-server", what: "Redis's server", found: has_redis },
+    Need { package: "nginx-light", what: "nginx", found: has_nginx },
+    Need { package: "caddy", what: "Caddy", found: || in_path("caddy") },
     Need { package: "restic", what: "restic", found: || in_path("restic") },
     Need { package: "git", what: "git", found: || in_path("git") },
     Need { package: "python3", what: "Python 3", found: || in_path("python3") },
@@ -161,6 +163,11 @@ fn has_redis() -> bool {
 fn has_faketime() -> bool {
     let kinds = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
     kinds.map(|kind| kind.path()).any(|kind| kind.join("faketime/libfaketimeMT.so.1").is_file())
+}
+
+fn has_nginx() -> bool {
+    // Like MariaDB's.
+    in_path("nginx") || Path::new("/usr/sbin/nginx").is_file()
 }
 
 fn in_path(program: &str) -> bool {
