@@ -224,7 +224,7 @@ fn swap(
         }
     }
     monitor.begin("released", None);
-    outcome.map(|()| (!gateways.is_empty()).then(|| took.as_secs_f64() * 1000.0))
+    outcome.map(|()| (!gateways.is_empty()).then_some(took.as_secs_f64() * 1000.0))
 }
 
 /// Undoes the swaps, whole or half done. Afterwards the journal's phase says whether all is back.
