@@ -16,6 +16,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Descriptors for everything but requests, where there are many.
 const OTHERS: u64 = 1000;
 
+/// Clients beyond `max_held` who are to be told so, rather than to wait unseen.
+const REFUSED: u64 = 1000;
+
 /// A connection's right to its descriptors, for as long as it is kept.
 pub(crate) type Place = Arc<OwnedSemaphorePermit>;
 
@@ -26,7 +29,8 @@ pub(crate) struct Room(Arc<Semaphore>);
 impl Room {
     /// Raises the process's soft limit to what `max_held` needs, as far as the hard limit allows.
     pub(crate) fn make(max_held: usize) -> Self {
-        let limit = raise((max_held as u64).saturating_mul(2).saturating_add(OTHERS));
+        let clients = (max_held as u64).saturating_add(REFUSED);
+        let limit = raise(clients.saturating_mul(2).saturating_add(OTHERS));
         let places = places(limit).min(Semaphore::MAX_PERMITS);
         Self(Arc::new(Semaphore::new(places)))
     }
@@ -88,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_place_has_two_descriptors_and_the_rest_is_for_all_else() {
-        assert_eq!(places(21_000), 10_000);
+        assert_eq!(places(2 * (10_000 + REFUSED) + OTHERS), 11_000);
         assert_eq!(places(1_024), 384);
         assert_eq!(places(64), 24);
         assert_eq!(places(1), 1);

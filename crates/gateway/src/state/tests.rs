@@ -19,6 +19,8 @@ struct World {
     state: State<u64>,
     start: Instant,
     elapsed: Duration,
+    /// By how much the clock that people read was set.
+    set_by: jiff::SignedDuration,
     next: u64,
     verdicts: BTreeMap<u64, Verdict>,
     /// Parked requests in the order of their verdicts to pass.
@@ -32,6 +34,7 @@ impl World {
             state: State::new(max_held),
             start: Instant::now(),
             elapsed: Duration::ZERO,
+            set_by: jiff::SignedDuration::ZERO,
             next: 0,
             verdicts: BTreeMap::new(),
             passed: Vec::new(),
@@ -41,7 +44,7 @@ impl World {
 
     fn now(&self) -> Moment {
         let wall = Timestamp::UNIX_EPOCH + jiff::SignedDuration::try_from(self.elapsed).unwrap();
-        Moment { wall, clock: self.start + self.elapsed }
+        Moment { wall: wall + self.set_by, clock: self.start + self.elapsed }
     }
 
     fn pass_time(&mut self, time: Duration) {
@@ -115,6 +118,42 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 fn terms(id: &str) -> Terms {
     Terms { id: id.to_owned(), purpose: Purpose::Restore, max_hold: MAX_HOLD, silence: SILENCE }
+}
+
+#[test]
+fn a_clock_that_is_set_neither_ends_a_hold_nor_keeps_it_nor_changes_how_long_it_was() {
+    let (hour, ms) = (jiff::SignedDuration::from_hours(1), Duration::from_millis(5));
+    for set_by in [hour, -hour] {
+        let mut world = World::new(10);
+        let first = world.pass();
+        let began = world.now().wall;
+        let key = world.hold();
+        let (_, waiting) = world.park();
+        world.set_by = set_by;
+        world.pass_time(ms);
+        assert_eq!(world.name(), StateName::Draining);
+        world.leave(first);
+        world.set_by = -set_by;
+        world.pass_time(ms);
+        assert_eq!(world.name(), StateName::Holding);
+        let account = world.release(key).unwrap();
+        assert_eq!(account.began, began);
+        assert_eq!(account.drained, Some(began + ms));
+        assert_eq!(account.ended, began + 2 * ms);
+        world.leave(waiting);
+
+        // Nobody releases this one.
+        let key = world.hold();
+        let began = world.now().wall;
+        world.set_by = set_by;
+        let effects = world.state.beat(world.now(), key);
+        world.apply(effects);
+        world.pass_time(SILENCE.checked_sub(ms).unwrap());
+        assert_eq!(world.name(), StateName::Holding);
+        world.pass_time(ms);
+        assert_eq!(world.name(), StateName::Passing);
+        assert_eq!(world.state.still_on(key).unwrap_err().at, began + SILENCE);
+    }
 }
 
 #[test]
