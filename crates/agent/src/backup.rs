@@ -6,6 +6,7 @@ use crate::place::{Activity, Place};
 use crate::stored::{self, Copies, Stored};
 use crate::vault::Opened;
 use std::sync::Arc;
+use std::time::Duration;
 use stillpoint_capture::restore::Journal;
 use stillpoint_capture::watchdog::Guard;
 use stillpoint_capture::{Backup, BackupOrder, Limits, back_up};
@@ -107,6 +108,13 @@ pub fn limits(place: &Place) -> Limits {
         drain_timeout: gateways().map(|g| g.drain_timeout).min().unwrap_or(default.drain_timeout),
         max_hold,
         silence: default.silence.min(max_hold),
+        step: place
+            .environment()
+            .workers
+            .values()
+            // To quiesce and freeze, or to thaw and resume, and to say so.
+            .map(|worker| 2 * worker.timeout + Duration::from_secs(1))
+            .fold(default.step, Duration::max),
         ..default
     }
 }

@@ -88,9 +88,11 @@ impl Plan {
             limits,
         };
         let gateways = parts::gateways(place, Purpose::Restore)?;
+        let workers = parts::workers(place);
         let parts = self.parts(place)?;
-        let restored =
-            stillpoint_capture::restore::restore(&order, parts, gateways, &watchdog, monitor)?;
+        let restored = stillpoint_capture::restore::restore(
+            &order, parts, gateways, workers, &watchdog, monitor,
+        )?;
         take_leave(watchdog);
         Ok(restored)
     }

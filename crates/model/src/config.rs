@@ -11,12 +11,15 @@
 mod error;
 mod node;
 mod read;
+mod read_worker;
 mod reader;
 #[cfg(test)]
 mod tests;
 mod values;
+mod worker;
 
 pub use error::{ConfigError, ConfigErrors};
+pub use worker::{Engine, Freezer, WorkerPart};
 
 use crate::ids::{EnvironmentName, LocationName, PartName, ProjectId, RegionName};
 use std::collections::BTreeMap;
@@ -49,6 +52,8 @@ pub struct Environment {
     pub services: BTreeMap<PartName, ServicePart>,
     /// Directories.
     pub mounts: BTreeMap<PartName, MountPart>,
+    /// What works by itself, and is frozen in a still point.
+    pub workers: BTreeMap<PartName, WorkerPart>,
     /// What becomes of a backup from which something is missing.
     pub on_partial: OnPartial,
 }
@@ -269,6 +274,12 @@ impl Config {
             }
             for mount in environment.mounts.values_mut() {
                 resolve(&mut mount.path);
+            }
+            for worker in environment.workers.values_mut() {
+                match &mut worker.freezer {
+                    Freezer::Pidfile(path) | Freezer::Cgroup(path) => resolve(path),
+                    Freezer::Container { .. } | Freezer::Systemd(_) | Freezer::Commands { .. } => {}
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! From the tree to the types: which keys there are, and what must agree with what.
 
 use super::node::{self, Place};
+use super::read_worker::worker;
 use super::reader::{Errors, Field, Table};
 use super::values::{
     Refusal, directory_url, excludes, listen, mariadb_url, path, pattern, postgresql_url,
@@ -106,7 +107,7 @@ where
 }
 
 /// An absent key gives the default; one that is there but wrong gives `None`.
-fn optional<'n, T: Default>(
+pub(super) fn optional<'n, T: Default>(
     field: Option<Field<'n>>,
     errors: &mut Errors,
     read: impl FnOnce(Field<'n>, &mut Errors) -> Option<T>,
@@ -114,7 +115,7 @@ fn optional<'n, T: Default>(
     optional_or(field, T::default(), errors, read)
 }
 
-fn optional_or<'n, T>(
+pub(super) fn optional_or<'n, T>(
     field: Option<Field<'n>>,
     default: T,
     errors: &mut Errors,
@@ -151,7 +152,8 @@ fn environment(mut table: Table<'_>, errors: &mut Errors) -> Option<Environment>
     let words = [("partial", OnPartial::Partial), ("fail", OnPartial::Fail)];
     let on_partial =
         optional(table.take("on_partial"), errors, |field, errors| field.word(errors, &words));
-    table.unsupported("workers", errors);
+    let workers = table.take("workers");
+    let workers = optional(workers, errors, |f, errors| named(&f, errors, worker));
     table.unsupported("crons", errors);
     if service_fields.is_none() && mount_fields.is_none() {
         table.refuse(
@@ -166,6 +168,7 @@ fn environment(mut table: Table<'_>, errors: &mut Errors) -> Option<Environment>
         gateways: gateways?,
         services: services?,
         mounts: mounts?,
+        workers: workers?,
         on_partial: on_partial?,
     };
     agree(&environment, mount_fields.as_ref(), service_fields.as_ref(), errors);

@@ -326,7 +326,7 @@ fn what_a_later_version_will_do_is_refused_and_never_ignored() {
             ),
         );
     }
-    for later in ["workers", "crons"] {
+    for later in ["crons"] {
         refused(
             &with("    mounts:", &format!("    {later}: {{}}\n    mounts:")),
             &format!(
