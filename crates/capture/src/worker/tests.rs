@@ -148,16 +148,15 @@ fn a_process_group_stands_still_with_its_children_and_goes_on() {
 }
 
 #[test]
-fn a_worker_that_dies_while_it_stands_still_is_gone_and_its_children_go_on() {
+fn a_worker_that_dies_while_it_stands_still_is_gone_and_may_be_thawed() {
     let writing = Writing::new();
     let target = writing.target();
     target.freeze(until()).unwrap();
+    // Its child was stopped in a group that nobody is left to continue: the kernel hangs it up.
     process::signal(&writing.stat(), Signal::KILL).unwrap();
     await_that("it ended", || writing.stat().has_ended());
     assert_eq!(target.standing().unwrap(), Standing::Gone);
     target.thaw(until()).unwrap();
-    let before = writing.written()[1];
-    await_that("its child goes on", || writing.written()[1] > before);
 }
 
 #[test]
