@@ -9,6 +9,7 @@ mod manifest;
 mod packages;
 mod reasons;
 mod soak;
+mod still_point;
 mod suite;
 
 use std::path::{Path, PathBuf};

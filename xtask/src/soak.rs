@@ -3,7 +3,7 @@
 //!
 //! A round that fails keeps its directory, so that it can be looked into; the others are removed.
 
-use crate::{Failure, Outcome, cargo, helped, kills, workspace};
+use crate::{Failure, Outcome, cargo, helped, kills, still_point, workspace};
 use serde_json::Value;
 use std::env;
 use std::fs;
@@ -15,11 +15,14 @@ const HELP: &str = "\
 Runs the demo over and over, and checks with restic what it wrote.
 
 Usage: cargo xtask soak [--rounds N] [--seconds S] [--kills N] [--seed S]
+       cargo xtask soak still-point [--rounds N]
 
   --rounds N    how many whole rounds [default: 10]
   --seconds S   how long the load runs in each, about [default: 10]
   --kills N     how many rounds in which the backup is killed [default: 20]
   --seed S      for what differs from round to round [default: 1]
+
+`still-point` proves that backups are of one instant; `cargo xtask soak still-point --help` says how.
 ";
 
 /// Kills come within this time after the backup began.
@@ -42,6 +45,11 @@ struct Round {
 }
 
 pub(crate) fn run(arguments: &[String]) -> Outcome {
+    if let Some(("still-point", rest)) =
+        arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
+    {
+        return still_point::run(rest);
+    }
     if helped(arguments, HELP) {
         return Ok(());
     }

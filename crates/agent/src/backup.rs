@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use stillpoint_capture::restore::Journal;
 use stillpoint_capture::watchdog::Guard;
-use stillpoint_capture::{Backup, BackupOrder, Limits, back_up};
+use stillpoint_capture::{Backup, BackupOrder, Limits, back_up, gently};
 use stillpoint_model::config::OnPartial;
 use stillpoint_model::ids::BackupId;
 use stillpoint_model::progress::Monitor;
@@ -32,16 +32,16 @@ pub fn take(
     }
     let limits = limits(place);
     let watchdog = watchdog(place, &limits)?;
-    let Opened { repository, locations } = place.repository(true)?;
-    let reader =
-        repository.reader().map_err(|e| Failure::new("read the repository's index").because(&e))?;
+    let Opened { repository, locations } = gently(|| place.repository(true))??;
+    let reader = gently(|| repository.reader())?
+        .map_err(|e| Failure::new("read the repository's index").because(&e))?;
     // What the last backup holds only saves reading: one that is damaged must not stop this one.
-    let last = Stored::newest(place, &reader).unwrap_or_else(|failure| {
+    let last = gently(|| Stored::newest(place, &reader))?.unwrap_or_else(|failure| {
         monitor.warn(&format!("{failure}; everything is read again"));
         None
     });
     let last = last.as_ref().map(|last| (&reader, last));
-    let participants = parts::participants(place, live, last, &*monitor)?;
+    let participants = gently(|| parts::participants(place, live, last, &*monitor))??;
     drop(reader);
     let environment = place.environment();
     let order = BackupOrder {
@@ -53,6 +53,7 @@ pub fn take(
         live,
         fail_if_partial: environment.on_partial == OnPartial::Fail,
         limits,
+        rate: environment.limits.rate,
     };
     let watchdog = Arc::new(watchdog);
     // After a failure there is no goodbye: should a lock be left, the watchdog removes it.
@@ -99,7 +100,7 @@ pub fn take_leave(watchdog: Guard) {
     }
 }
 
-/// The strictest bounds that any of the environment's gateways sets.
+/// The strictest bounds that any of the environment's gateways sets, and its own.
 pub fn limits(place: &Place) -> Limits {
     let gateways = || place.environment().gateways.values();
     let default = Limits::default();
@@ -114,7 +115,7 @@ pub fn limits(place: &Place) -> Limits {
             .values()
             // To quiesce and freeze, or to thaw and resume, and to say so.
             .map(|worker| 2 * worker.timeout + Duration::from_secs(1))
-            .fold(default.step, Duration::max),
+            .fold(place.environment().limits.step.unwrap_or(default.step), Duration::max),
         ..default
     }
 }

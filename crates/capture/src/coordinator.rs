@@ -9,12 +9,14 @@
 
 use crate::CaptureError;
 use crate::crew::{Answer, Crew};
+use crate::gentle::gently;
 use crate::participant::{Account, HoldOrder, Participant, Rank};
 use crate::registry::Registry;
 use crate::still_point::{Bounds, Ending, Failure, Moved, Next, Reply, Step, StillPoint};
 use crate::watchdog::{Guard, Undo};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use stillpoint_model::ids::{BackupId, EnvironmentName, ProjectId};
@@ -46,6 +48,8 @@ pub struct BackupOrder {
     pub fail_if_partial: bool,
     /// The bounds of the hold.
     pub limits: Limits,
+    /// No more than this is read in a second, in bytes, from all parts together.
+    pub rate: Option<NonZeroU64>,
 }
 
 /// The bounds of a hold.
@@ -119,15 +123,19 @@ pub fn back_up(
     // Before the repository is locked: what fails here has nothing to leave.
     let mut crew = Crew::new(participants)?;
     let registry = Registry::new(watchdog);
-    let writer = repository
-        .writer(WriterOptions { on_lock: Some(registry.listener()), ..WriterOptions::default() })
+    let options = WriterOptions {
+        on_lock: Some(registry.listener()),
+        rate: order.rate,
+        ..WriterOptions::default()
+    };
+    let writer = gently(|| repository.writer(options))?
         .map_err(|e| CaptureError::new("open the repository for writing").because(e))?;
     let writer = Arc::new(writer);
     let outcome = (|| {
         registry.clear()?;
         monitor.begin("prepare", None);
         let (by, to) = (Arc::clone(monitor), Arc::clone(&writer));
-        crew.all(move |p| p.prepare(&to, &*by))?;
+        crew.all(move |p| gently(|| p.prepare(&to, &*by))?)?;
         go_on(&**monitor)?;
         let moment = if order.live {
             monitor.begin("mark", None);
@@ -139,7 +147,7 @@ pub fn back_up(
         go_on(&**monitor)?;
         monitor.begin("capture", None);
         let (by, to) = (Arc::clone(monitor), Arc::clone(&writer));
-        crew.all(move |p| p.capture(&to, &*by))?;
+        crew.all(move |p| gently(|| p.capture(&to, &*by))?)?;
         let accounts = crew.all(|p| Ok(p.account()))?;
         write_manifest(order, created, moment, accounts)
     })();
@@ -323,8 +331,8 @@ fn explain(failure: Failure, crew: &Crew, limits: &Limits, errors: &mut Errors) 
             crew.name(who)
         ))
         .hint(format!(
-            "each participant has {:?} for each step of a hold, and the whole hold {:?}: see what \
-             keeps it busy or has stopped it",
+            "each participant has {:?} for each step of a hold (`limits: {{ step: ... }}`), and the \
+             whole hold {:?}: see what keeps it busy or has stopped it",
             limits.step, limits.max_hold
         )),
         Failure::Cancelled => CaptureError::new("cancelled"),

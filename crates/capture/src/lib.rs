@@ -9,6 +9,7 @@ mod coordinator;
 mod crew;
 mod durable;
 mod gateways;
+mod gentle;
 pub mod mount;
 mod participant;
 mod registry;
@@ -21,6 +22,7 @@ pub mod worker;
 
 pub use coordinator::{Backup, BackupOrder, Limits, back_up};
 pub use gateways::GatewayParticipant;
+pub use gentle::gently;
 pub use participant::{Account, HoldOrder, Participant, Rank};
 pub use service::ServiceParticipant;
 pub use stream::{NoStreams, TreeSource};

@@ -20,6 +20,7 @@ use stillpoint_model::progress::{Monitor, Silent};
 use stillpoint_repository::{LocalStore, Node, Repository, Tree, Writer};
 
 type Log = Arc<Mutex<Vec<String>>>;
+type Nice = Arc<Mutex<BTreeMap<&'static str, i32>>>;
 
 /// A participant that does what it is told, and writes down what it was asked to do.
 struct Scripted {
@@ -31,9 +32,15 @@ struct Scripted {
     /// Hangs in this step until the other end is dropped.
     hangs_in: Option<(&'static str, Receiver<()>)>,
     gap: bool,
+    /// How nice its thread was in each step.
+    nice: Nice,
     begun: Option<Timestamp>,
     drained: Option<Timestamp>,
     account: Account,
+}
+
+fn niceness() -> i32 {
+    rustix::process::getpriority_process(None).unwrap()
 }
 
 impl Scripted {
@@ -46,6 +53,7 @@ impl Scripted {
             fails_in: None,
             hangs_in: None,
             gap: false,
+            nice: Nice::default(),
             begun: None,
             drained: None,
             account: Account::default(),
@@ -54,6 +62,7 @@ impl Scripted {
 
     fn step(&self, step: &'static str) -> Result<(), CaptureError> {
         self.log.lock().unwrap().push(format!("{step} {}", self.name));
+        self.nice.lock().unwrap().insert(step, niceness());
         if let Some((_, until)) = self.hangs_in.as_ref().filter(|(at, _)| *at == step) {
             until.recv().unwrap_err();
         }
@@ -117,6 +126,9 @@ impl Participant for Scripted {
                 in_flight_at_begin: 1,
                 held: 2,
                 refused: 0,
+                excepted: 0,
+                re_entrant: 0,
+                endpoint: None,
             });
         }
         self.step("release")
@@ -205,6 +217,7 @@ impl Scene {
             live,
             fail_if_partial,
             limits,
+            rate: None,
         };
         let participants =
             participants.into_iter().map(|p| Box::new(p) as Box<dyn Participant>).collect();
@@ -231,6 +244,23 @@ impl Scene {
         let locks = self.top.path().join("store/locks");
         assert_eq!(std::fs::read_dir(locks).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn what_is_done_outside_of_the_hold_is_of_low_priority() {
+    let scene = Scene::new();
+    let service = scene.service("a");
+    let nice = Arc::clone(&service.nice);
+    let usual = niceness();
+    scene.take(vec![scene.gateway(), service]).unwrap();
+    let nice = nice.lock().unwrap();
+    for step in ["prepare", "capture"] {
+        assert!(nice[step] > usual, "{step}: {} is not nicer than {usual}", nice[step]);
+    }
+    for step in ["hold", "drain", "mark", "release"] {
+        assert_eq!(nice[step], usual, "{step}");
+    }
+    assert_eq!(niceness(), usual);
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn demo(arguments: &[&str]) -> Command {
 fn the_demo_holds_what_it_promises_and_restic_reads_what_it_stored() {
     let keep = tempfile::tempdir().unwrap();
     let keep = keep.path().join("demo");
-    let services = ["--services", "all"];
+    let services = ["--services", "all", "--backups", "2", "--orders", "150", "--pictures", "300"];
     let output =
         demo(&["--json", "--seconds", "4", "--keep"]).arg(&keep).args(services).output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
@@ -34,6 +34,18 @@ fn the_demo_holds_what_it_promises_and_restic_reads_what_it_stored() {
     let (hold, drain, mark) = (&report["hold_ms"], &report["drain_ms"], &report["mark_ms"]);
     let parts = drain.as_f64().unwrap() + mark.as_f64().unwrap();
     assert!((hold.as_f64().unwrap() - parts).abs() < 1.0, "{hold} {drain} {mark}");
+    let backups = report["backups"].as_array().unwrap();
+    assert_eq!(backups.len(), 2);
+    assert_eq!(backups[1]["backup_id"], report["backup_id"]);
+    for backup in backups {
+        let us = |key| backup[key].as_u64().unwrap();
+        let times = ["begun_us", "hold_begin_us", "hold_end_us", "ended_us"].map(us);
+        assert!(times.is_sorted(), "{times:?}");
+        for part in ["db", "local", "mariadb", "redis", "uploads"] {
+            let (marked, mark) = (&backup["marks_ms"][part], &backup["mark_ms"]);
+            assert!(marked.as_f64() > Some(0.0) && marked.as_f64() <= mark.as_f64(), "{backup}");
+        }
+    }
     let checked = Command::new("restic")
         .args(["--no-cache", "-r", report["repository"].as_str().unwrap()])
         .args(["--password-file", report["password_file"].as_str().unwrap()])

@@ -22,9 +22,11 @@ pub use error::{ConfigError, ConfigErrors};
 pub use worker::{Engine, Freezer, WorkerPart};
 
 use crate::ids::{EnvironmentName, LocationName, PartName, ProjectId, RegionName};
+use crate::route::Route;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,6 +58,8 @@ pub struct Environment {
     pub workers: BTreeMap<PartName, WorkerPart>,
     /// What becomes of a backup from which something is missing.
     pub on_partial: OnPartial,
+    /// Bounds of a backup.
+    pub limits: Limits,
 }
 
 /// An environment's type. Roles and repositories are separate by it.
@@ -107,6 +111,53 @@ pub struct GatewayPart {
     pub max_hold: Duration,
     /// No more requests wait than this; further ones are answered 503.
     pub max_held: usize,
+    /// Requests that are never held, nor waited for: health checks, which write nothing.
+    pub pass: Vec<Route>,
+    /// Where a proxy asks whether a request may begin, if one does.
+    pub endpoint: Option<EndpointPart>,
+}
+
+/// A gateway's hold endpoint: a proxy that cannot send its requests through the gateway asks here
+/// whether each may begin (`auth_request` of nginx, `forward_auth` of Caddy).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointPart {
+    /// Where it is asked.
+    pub listen: SocketAddr,
+    /// How it hears that requests have ended. Without it nothing is better than crash-consistent.
+    pub completions: Option<CompletionsPart>,
+}
+
+/// A proxy's access log, sent by syslog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompletionsPart {
+    /// Where it is sent to.
+    pub syslog: SyslogAddress,
+    /// A request that is not reported to have ended in this time is not waited for any longer, and
+    /// costs the label. Less than the gateway's `drain_timeout`.
+    pub within: Duration,
+}
+
+impl CompletionsPart {
+    /// `within` where the file says nothing.
+    pub const WITHIN: Duration = Duration::from_secs(5);
+}
+
+/// Where datagrams of syslog are received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SyslogAddress {
+    /// `unixgram:/PATH`.
+    Unix(PathBuf),
+    /// `udp:ADDRESS:PORT`.
+    Udp(SocketAddr),
+}
+
+impl fmt::Display for SyslogAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unixgram:{}", path.display()),
+            Self::Udp(address) => write!(f, "udp:{address}"),
+        }
+    }
 }
 
 impl GatewayPart {
@@ -224,6 +275,16 @@ pub enum OnPartial {
     /// It is published as `partial`, with the list of what is missing.
     #[default]
     Partial,
+}
+
+/// What a backup may take of the environment that it is taken of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// No more than this is read in a second, in bytes, from all parts together. None: as fast as
+    /// it can be stored.
+    pub rate: Option<NonZeroU64>,
+    /// How long each part has for each step of a hold; none: 10 s.
+    pub step: Option<Duration>,
 }
 
 /// A named set of locations. A backup is stored at all of them.

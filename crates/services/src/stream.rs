@@ -17,7 +17,7 @@ pub trait Sink: Sync {
 }
 
 /// Where captured data comes back from.
-pub trait Source: Sync {
+pub trait Source: Send + Sync {
     /// Every path that the capture wrote, sorted.
     fn paths(&self) -> Vec<String>;
 

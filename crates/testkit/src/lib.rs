@@ -1,4 +1,5 @@
-//! For tests: real servers, free ports, accounts without rights.
+//! For tests: real servers, free ports, accounts without rights, and a workload whose books must
+//! balance over all services ([`workload`]).
 //!
 //! Helpers here panic rather than return errors: a test that cannot be set up has failed. What
 //! they start ends with the value that they return, also when the test fails.
@@ -6,6 +7,7 @@
 mod postgres;
 mod scratch;
 mod unprivileged;
+pub mod workload;
 
 pub use crate::postgres::{Postgres, postgres, postgres_with};
 pub use crate::scratch::{Mariadb, Redis, mariadb, redis};

@@ -33,9 +33,11 @@ Usage: cargo xtask bench WHAT [OPTIONS]
     --alternations N  how often the two take turns [default: 5]
     --seconds S       how long each turn lasts [default: 3]
     --held N          how many requests wait at once [default: 10000]
-  hold     the demo with all its services: how long requests are held
-    --rounds N        how many demos [default: 20]
-    --seconds S       how long the load runs in each, about [default: 10]
+  hold     the demo with all its services: how long requests are held, then with ten times the data
+    --rounds N        how many backups [default: 20]
+    --seconds S       before each backup a pause of a third of this [default: 6]
+    --orders N        how many orders there are at first, each in every service [default: 20000]
+    --pictures N      how many files there are beside them [default: 100000]
 
 Needed: nginx and h2load (`apt-get install nginx-light nghttp2-client`) for `gateway`, and the
 servers of the test suite for `hold`.

@@ -17,6 +17,7 @@ pub use journal::{Journal, JournalPart, Phase};
 use interruptible::Interruptible;
 
 use crate::gateways::GatewayParticipant;
+use crate::gentle::gently;
 use crate::participant::Participant;
 use crate::watchdog::{Guard, Undo, WatchdogError, When};
 use crate::worker::WorkerParticipant;
@@ -102,7 +103,8 @@ pub fn restore(
     watchdog.register(vec![undo.clone()], None).map_err(watchdog_lost)?;
     journal.write(&order.journal)?;
     let mut closed = None;
-    let outcome = load(&mut parts, &journal, monitor).and_then(|()| {
+    let loaded = gently(|| load(&mut parts, &journal, monitor)).flatten();
+    let outcome = loaded.and_then(|()| {
         // It was told of this before the load, which may have taken hours.
         watchdog.register(vec![undo], None).map_err(watchdog_lost)?;
         for gateway in &mut gateways {

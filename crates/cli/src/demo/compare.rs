@@ -17,7 +17,7 @@ mod problems;
 pub(crate) use destroy::destroy;
 
 use super::ledger::{Ledger, OrderLine};
-use super::shop::{BoxError, PICTURES, Target, picture, picture_path};
+use super::shop::{BoxError, Past, Target, picture, picture_path};
 use jiff::Timestamp;
 use places::Place;
 use problems::{Kind, Problems};
@@ -62,8 +62,8 @@ pub(crate) struct Restored {
     pub(crate) redis: Option<RedisPlace>,
     /// Its uploads directory.
     pub(crate) uploads: PathBuf,
-    /// How many orders it was seeded with: 1 to this number.
-    pub(crate) seeded: u64,
+    /// What it was seeded with.
+    pub(crate) past: Past,
 }
 
 /// What a comparison found.
@@ -113,18 +113,18 @@ pub(crate) fn compare(
         places.push(unless_unreadable("mariadb", places::mariadb(mariadb), &mut problems));
     }
     if let Some(redis) = &restored.redis {
-        let read = places::redis(&redis.server, restored.seeded > 0);
+        let read = places::redis(&redis.server, restored.past.orders > 0);
         places.push(unless_unreadable("redis", read, &mut problems));
     }
     let (uploads, others) = places::uploads(&restored.uploads)
         .map_err(|error| format!("compare the uploads directory: {error}"))?;
     places.push(uploads);
-    check_pictures(restored.seeded, &others, &mut problems);
+    check_pictures(restored.past.pictures, &others, &mut problems);
 
     let instant = Instant { hold_begin, drained };
     let mut comparison = Comparison::default();
     let mut expected: BTreeMap<u64, Why<'_>> =
-        (1..=restored.seeded).map(|number| (number, Why::Seeded)).collect();
+        (1..=restored.past.orders).map(|number| (number, Why::Seeded)).collect();
     for line in &ledger.orders {
         let why = instant.judge(line);
         match why {
@@ -136,7 +136,7 @@ pub(crate) fn compare(
             return Err(format!("the load sent order {}, a seeded one", line.number).into());
         }
     }
-    comparison.orders_expected = restored.seeded + comparison.acknowledged_before;
+    comparison.orders_expected = restored.past.orders + comparison.acknowledged_before;
     if comparison.acknowledged_before == 0 {
         problems.add(Kind::NothingProven, || {
             "the load has no order that was acknowledged before the drain ended: nothing is proven"
@@ -269,12 +269,9 @@ fn check_order(
     }
 }
 
-fn check_pictures(seeded: u64, others: &BTreeMap<PathBuf, Vec<u8>>, problems: &mut Problems) {
-    let pictures: BTreeMap<PathBuf, usize> = if seeded == 0 {
-        BTreeMap::new()
-    } else {
-        (0..PICTURES).map(|index| (picture_path(index), index)).collect()
-    };
+fn check_pictures(count: usize, others: &BTreeMap<PathBuf, Vec<u8>>, problems: &mut Problems) {
+    let pictures: BTreeMap<PathBuf, usize> =
+        (0..count).map(|index| (picture_path(index), index)).collect();
     for (path, content) in others {
         match pictures.get(path) {
             Some(index) if *content == picture(*index) => {}

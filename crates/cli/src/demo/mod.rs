@@ -25,17 +25,15 @@ use stage::Stage;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
-
-/// Orders that the shop has before its first customer comes.
-const SEEDED: u64 = 200;
+use std::time::{Duration, Instant};
 
 /// Of `demo`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     stillpoint demo\n  \
     stillpoint demo --seconds 30 --keep /tmp/shop\n  \
-    stillpoint demo --json --services sqlite,postgresql\n\n\
+    stillpoint demo --json --services sqlite,postgresql\n  \
+    stillpoint demo --pictures 100000 --backups 20\n\n\
     Exit status: 0 all held, 1 something did not, 3 a service that was asked for is missing.")]
 pub(crate) struct DemoArgs {
     /// Print one JSON object as the last line of stdout
@@ -51,6 +49,19 @@ pub(crate) struct DemoArgs {
     /// Keep everything in this directory, which must be empty or missing
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// How many backups are taken, with a pause of a third of SECONDS before each; the last is
+    /// restored
+    #[arg(long, default_value_t = 1, value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=1000))]
+    backups: u16,
+    /// How many orders the shop has before its first customer comes, each in every service and a file
+    #[arg(long, default_value_t = 200, value_name = "N",
+        value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    orders: u64,
+    /// How many pictures its catalogue has, each a file
+    #[arg(long, default_value_t = 200, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pictures: u32,
     /// How many customers order at once
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=512))]
     connections: u16,
@@ -162,25 +173,28 @@ fn play(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let duration = Duration::from_secs(arguments.seconds);
-    let mut stage = Stage::build(arguments.keep.as_deref(), cast, terminal)?;
+    let past = shop::Past { orders: arguments.orders, pictures: arguments.pictures as usize };
+    let mut stage = Stage::build(arguments.keep.as_deref(), cast, past, terminal)?;
     report.stage(&stage);
     stage.open(terminal)?;
 
     terminal.say(&format!(
-        "{} customers order for {} s; the backup begins after a third of it",
-        arguments.connections, arguments.seconds
+        "{} customers order; each backup begins after {:.1} s",
+        arguments.connections,
+        (duration / 3).as_secs_f64()
     ));
     let load = stage.start_load(arguments.connections, duration)?;
-    load.wait_for(duration / 3, terminal)?;
-    terminal.say("taking a backup");
-    let backup = stage.back_up(terminal);
+    let taken = (0..arguments.backups).try_for_each(|_| {
+        load.wait(Instant::now() + duration / 3, terminal)?;
+        terminal.say("taking a backup");
+        report.backup(stage.back_up(terminal)?)
+    });
     // However long that took: customers are still there when it ends.
-    load.wait_for(duration, terminal)?;
-    // Whatever became of the backup, what the customers saw counts.
+    load.wait(load.begun() + duration, terminal)?;
+    // Whatever became of the backups, what the customers saw counts.
     let summary = load.end(terminal)?;
     report.load(&summary);
-    let backup = backup?;
-    report.backup(&backup)?;
+    taken?;
 
     let restored = stage.stores();
     let done = compare::destroy(&restored)

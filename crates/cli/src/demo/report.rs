@@ -1,7 +1,7 @@
 //! What the demo tells at its end: for a person, and as one JSON object for a script.
 
 use super::compare::Comparison;
-use super::stage::Stage;
+use super::stage::{Stage, Taken};
 use super::{Cast, load};
 use crate::failure::Failure;
 use indicatif::HumanBytes;
@@ -25,7 +25,7 @@ pub(super) struct Report {
     repository: PathBuf,
     password_file: PathBuf,
     load: Option<load::Summary>,
-    backup: Value,
+    backups: Vec<Taken>,
     stored: u64,
     restore: Option<Duration>,
     comparison: Option<Comparison>,
@@ -50,9 +50,9 @@ impl Report {
         self.load = Some(summary.clone());
     }
 
-    /// The backup that was taken.
-    pub(super) fn backup(&mut self, backup: &Value) -> Result<(), Failure> {
-        self.backup = backup.clone();
+    /// One more backup that was taken.
+    pub(super) fn backup(&mut self, taken: Taken) -> Result<(), Failure> {
+        self.backups.push(taken);
         self.stored = size(&self.repository)
             .map_err(|e| Failure::new("measure the repository").because(&e))?;
         Ok(())
@@ -73,15 +73,20 @@ impl Report {
         self.error = Some(failure.to_string());
     }
 
-    /// The backup's id.
-    pub(super) fn backup_id(&self) -> &str {
-        self.backup["id"].as_str().unwrap_or_default()
+    /// The last backup, as an object; null if there is none.
+    fn last(&self) -> &Value {
+        self.backups.last().map_or(&Value::Null, |taken| &taken.object)
     }
 
-    /// When the hold began, and when the drain had ended.
+    /// The last backup's id.
+    pub(super) fn backup_id(&self) -> &str {
+        self.last()["id"].as_str().unwrap_or_default()
+    }
+
+    /// When the last hold began, and when its drain had ended.
     pub(super) fn instant(&self) -> Result<(Timestamp, Timestamp), Failure> {
         let time = |name: &str| {
-            self.backup["evidence"][name]
+            self.last()["evidence"][name]
                 .as_str()
                 .and_then(|text| text.parse().ok())
                 .ok_or_else(|| Failure::new(format!("the backup's evidence has no `{name}`")))
@@ -90,16 +95,11 @@ impl Report {
     }
 
     fn number(&self, attribute: &str) -> f64 {
-        let text = self.backup["attributes"][attribute].as_str().unwrap_or_default();
-        text.parse().unwrap_or_default()
-    }
-
-    fn count(&self, attribute: &str) -> u64 {
-        self.text_of(attribute).parse().unwrap_or_default()
+        number(self.last(), attribute)
     }
 
     fn text_of(&self, attribute: &str) -> &str {
-        self.backup["attributes"][attribute].as_str().unwrap_or_default()
+        text(self.last(), attribute)
     }
 
     /// What had to hold and did not.
@@ -115,15 +115,15 @@ impl Report {
                 load.failures.join("; ")
             ));
         }
-        if self.backup.is_object() {
-            if self.text_of("consistency") != "consistent" {
-                let doubts = self.backup["doubts"].to_string();
-                problems.push(format!("the backup is not consistent: {doubts}"));
+        for Taken { object, .. } in &self.backups {
+            if text(object, "consistency") != "consistent" {
+                problems.push(format!("the backup is not consistent: {}", object["doubts"]));
             }
-            if self.text_of("completeness") != "complete" {
-                problems.push(format!("the backup is not complete: {}", self.backup["gaps"]));
+            if text(object, "completeness") != "complete" {
+                problems.push(format!("the backup is not complete: {}", object["gaps"]));
             }
-            let (in_flight, held) = (self.count("requests_in_flight"), self.count("requests_held"));
+            let count = |attribute| text(object, attribute).parse().unwrap_or(0);
+            let (in_flight, held) = (count("requests_in_flight"), count("requests_held"));
             if in_flight < IN_FLIGHT || held < HELD {
                 problems.push(format!(
                     "too little was going on to prove anything: {in_flight} requests in flight \
@@ -150,15 +150,16 @@ impl Report {
         let load = self.load.as_ref();
         let missing: Vec<&str> = self.missing.iter().map(|(name, _)| name.as_str()).collect();
         json!({
-            "backup_id": self.backup["id"],
-            "consistency": self.backup["attributes"]["consistency"],
-            "completeness": self.backup["attributes"]["completeness"],
+            "backup_id": self.last()["id"],
+            "consistency": self.last()["attributes"]["consistency"],
+            "completeness": self.last()["attributes"]["completeness"],
             "hold_ms": self.number("hold_ms"),
             "drain_ms": self.number("drain_ms"),
             "mark_ms": self.number("mark_ms"),
             "requests_total": load.map_or(0, |l| l.requests_total),
-            "requests_in_flight": self.count("requests_in_flight"),
-            "requests_held": self.count("requests_held"),
+            "requests_in_flight": self.number("requests_in_flight") as u64,
+            "requests_held": self.number("requests_held") as u64,
+            "backups": self.backups.iter().map(summary).collect::<Vec<_>>(),
             "requests_failed": load.map_or(0, |l| l.requests_failed),
             "max_latency_ms": load.map_or(0.0, |l| l.max_latency_ms),
             "restored_identical": self.comparison.as_ref().is_some_and(Comparison::identical),
@@ -222,8 +223,8 @@ impl Report {
             "when it began",
             &format!(
                 "{} in flight finished, {} arrived and waited",
-                self.count("requests_in_flight"),
-                self.count("requests_held")
+                self.text_of("requests_in_flight"),
+                self.text_of("requests_held")
             ),
         )?;
         if let Some(load) = &self.load {
@@ -277,6 +278,45 @@ impl Report {
             quoted(&self.password_file)
         )
     }
+}
+
+fn text<'v>(backup: &'v Value, attribute: &str) -> &'v str {
+    backup["attributes"][attribute].as_str().unwrap_or_default()
+}
+
+fn number(backup: &Value, attribute: &str) -> f64 {
+    text(backup, attribute).parse().unwrap_or_default()
+}
+
+/// Where a backup's time went: when it and its hold began and ended, in microseconds since 1970 as
+/// in the customers' log, and how long after the drain each part had fixed its instant.
+fn summary(taken: &Taken) -> Value {
+    let Taken { begun, ended, object } = taken;
+    let evidence = &object["evidence"];
+    let at = |value: &Value| value.as_str().and_then(|text| text.parse::<Timestamp>().ok());
+    let us = |key: &str| at(&evidence[key]).map(Timestamp::as_microsecond);
+    let drained = at(&evidence["drained"]);
+    let marks: serde_json::Map<String, Value> = object["parts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|part| {
+            let took = at(&part["marker"]["at"])?.duration_since(drained?);
+            Some((part["name"].as_str()?.to_owned(), json!(took.as_micros() as f64 / 1000.0)))
+        })
+        .collect();
+    json!({
+        "backup_id": object["id"],
+        "begun_us": begun.as_microsecond(),
+        "hold_begin_us": us("hold_begin"),
+        "hold_end_us": us("hold_end"),
+        "ended_us": ended.as_microsecond(),
+        "hold_ms": number(object, "hold_ms"),
+        "drain_ms": number(object, "drain_ms"),
+        "mark_ms": number(object, "mark_ms"),
+        "settle_ms": evidence["settle_us"].as_f64().unwrap_or_default() / 1000.0,
+        "marks_ms": marks,
+    })
 }
 
 /// A path as a shell takes it.

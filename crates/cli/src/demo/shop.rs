@@ -20,7 +20,7 @@ mod redis;
 mod sqlite;
 
 pub(super) use ending::told_to_end;
-pub(crate) use files::{PICTURES, picture, picture_path};
+pub(crate) use files::{picture, picture_path};
 pub(crate) use order::{Body, Order, Random};
 pub(crate) use redis::{COUNTER, NUMBERS, OFFER, ORDER, user_and_socket};
 
@@ -83,10 +83,19 @@ pub(crate) fn run(options: &ShopOptions, ready: impl FnOnce(SocketAddr)) -> Resu
     })
 }
 
-/// Gives the shop a past, before it is started: the orders 1 to `orders` in every store, and a
-/// catalogue of pictures in the uploads directory, so that a backup has substance.
-pub(crate) fn seed(options: &ShopOptions, orders: u64) -> Result<(), BoxError> {
-    files::seed(&options.uploads, 1, orders)?;
+/// What the shop holds before its first customer comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Past {
+    /// The orders 1 to this number are in every store.
+    pub(crate) orders: u64,
+    /// So many pictures are in the uploads directory.
+    pub(crate) pictures: usize,
+}
+
+/// Gives the shop its past, before it is started, so that a backup has substance.
+pub(crate) fn seed(options: &ShopOptions, past: Past) -> Result<(), BoxError> {
+    let orders = past.orders;
+    files::seed(&options.uploads, past.pictures, 1, orders)?;
     if let Some(path) = &options.sqlite {
         sqlite::seed(path, 1, orders)?;
     }

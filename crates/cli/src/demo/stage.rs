@@ -5,10 +5,11 @@
 
 use super::compare::Restored;
 use super::servers::Servers;
-use super::shop::{ShopOptions, Target};
-use super::{Cast, PASSWORD_VARIABLE, SEEDED, load, shop};
+use super::shop::{Past, ShopOptions, Target};
+use super::{Cast, PASSWORD_VARIABLE, load, shop};
 use crate::failure::Failure;
 use crate::terminal::Terminal;
+use jiff::Timestamp;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -34,9 +35,20 @@ pub(super) struct Stage {
     shop_address: Option<SocketAddr>,
     watchdog: Option<Arc<Guard>>,
     options: ShopOptions,
+    past: Past,
     servers: Option<Servers>,
     /// Of all servers.
     password: Option<String>,
+}
+
+/// A backup that was taken.
+pub(super) struct Taken {
+    /// When it was asked for.
+    pub(super) begun: Timestamp,
+    /// When it was done.
+    pub(super) ended: Timestamp,
+    /// As `backup:create` printed it.
+    pub(super) object: serde_json::Value,
 }
 
 /// A child that ends when its standard input does.
@@ -91,6 +103,7 @@ impl Stage {
     pub(super) fn build(
         keep: Option<&Path>,
         cast: &Cast,
+        past: Past,
         terminal: &Terminal,
     ) -> Result<Self, Failure> {
         terminal.begin("building a shop", None);
@@ -123,6 +136,7 @@ impl Stage {
             shop_address: None,
             watchdog: None,
             options,
+            past,
             servers: None,
             password: Servers::password(cast),
         };
@@ -132,7 +146,7 @@ impl Stage {
         servers.fill(&mut stage.options);
         stage.servers = Some(servers);
         terminal.begin("filling the shop", None);
-        shop::seed(&stage.options, SEEDED)
+        shop::seed(&stage.options, past)
             .map_err(|e| Failure::new("fill the shop").because(e.as_ref()))?;
         Ok(stage)
     }
@@ -269,11 +283,13 @@ impl Stage {
         Load::start(&mut command)
     }
 
-    /// Takes a backup: a process of its own, whose object is returned.
-    pub(super) fn back_up(&self, terminal: &Terminal) -> Result<serde_json::Value, Failure> {
+    /// Takes a backup: a process of its own.
+    pub(super) fn back_up(&self, terminal: &Terminal) -> Result<Taken, Failure> {
+        let begun = Timestamp::now();
         let output = self.run(&["backup:create", "--local", "--format", "json"], terminal)?;
-        serde_json::from_slice(&output)
-            .map_err(|e| Failure::new("read what backup:create printed").because(&e))
+        let object = serde_json::from_slice(&output)
+            .map_err(|e| Failure::new("read what backup:create printed").because(&e))?;
+        Ok(Taken { begun, ended: Timestamp::now(), object })
     }
 
     /// Restores a backup, and says how long that took.
@@ -327,7 +343,7 @@ impl Stage {
             mariadb: servers.and_then(Servers::mariadb_place),
             redis: servers.and_then(Servers::redis_place),
             uploads: self.options.uploads.clone(),
-            seeded: SEEDED,
+            past: self.past,
         }
     }
 
@@ -432,10 +448,15 @@ impl Load {
         Ok(Self { process, lines, begun: Instant::now() })
     }
 
-    /// Lets them order for a while.
-    pub(super) fn wait_for(&self, time: Duration, terminal: &Terminal) -> Result<(), Failure> {
+    /// When the first of them came.
+    pub(super) fn begun(&self) -> Instant {
+        self.begun
+    }
+
+    /// Lets them order until then.
+    pub(super) fn wait(&self, until: Instant, terminal: &Terminal) -> Result<(), Failure> {
         loop {
-            let left = time.saturating_sub(self.begun.elapsed());
+            let left = until.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
                 Ok(line) => show(&line, terminal),
                 Err(mpsc::RecvTimeoutError::Timeout) => return Ok(()),

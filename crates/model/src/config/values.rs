@@ -1,8 +1,11 @@
 //! Readers of single values: durations, addresses, URLs, paths. None of their refusals repeats a
 //! URL, since it could hold a password.
 
+use super::SyslogAddress;
+use crate::route::{InvalidRoute, Route};
 use globset::{GlobBuilder, GlobMatcher};
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -111,6 +114,31 @@ pub(super) fn duration(given: &str) -> Result<Duration, Refusal> {
     Ok(total)
 }
 
+/// `50MB/s`: bytes in a second; more than nothing.
+pub(super) fn rate(given: &str) -> Result<NonZeroU64, Refusal> {
+    let invalid = || {
+        Refusal::new(format!("`{given}` is not a rate"))
+            .hint("write 50MB/s or 500kB/s; MiB and KiB are known as well")
+    };
+    let amount = given.strip_suffix("/s").ok_or_else(invalid)?;
+    let digits = amount.find(|c: char| !c.is_ascii_digit()).unwrap_or(amount.len());
+    let (count, unit) = amount.split_at(digits);
+    let unit: u64 = match unit.trim_start() {
+        "B" => 1,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(invalid()),
+    };
+    let count: u64 = count.parse().map_err(|_| invalid())?;
+    let rate = count.checked_mul(unit).ok_or_else(invalid)?;
+    NonZeroU64::new(rate)
+        .ok_or_else(|| Refusal::new("must be more than 0").hint("leave `rate` out for no limit"))
+}
+
 /// `ADDRESS:PORT` to listen at.
 pub(super) fn listen(given: &str) -> Result<SocketAddr, Refusal> {
     given.parse().map_err(|_| {
@@ -120,6 +148,36 @@ pub(super) fn listen(given: &str) -> Result<SocketAddr, Refusal> {
             "write \"127.0.0.1:{port}\" for this host only, \"0.0.0.0:{port}\" for every network"
         ))
     })
+}
+
+/// A path that passes a hold.
+pub(super) fn route(given: &str) -> Result<Route, Refusal> {
+    given.parse().map_err(|error: InvalidRoute| {
+        Refusal::new(error.to_string()).hint("write \"/healthz\", or \"/metrics*\"")
+    })
+}
+
+/// Where syslog is received: `unixgram:/PATH` or `udp:ADDRESS:PORT`.
+pub(super) fn syslog(given: &str) -> Result<SyslogAddress, Refusal> {
+    let refuse = |problem: &str| {
+        Refusal::new(problem)
+            .hint("write \"unixgram:/run/stillpoint/log.sock\" or \"udp:127.0.0.1:8514\"")
+    };
+    if let Some(path) = given.strip_prefix("unixgram:") {
+        // What the kernel takes for a socket's path.
+        return if path.starts_with('/') && path.len() < 108 && !path.contains('\0') {
+            Ok(SyslogAddress::Unix(path.into()))
+        } else {
+            Err(refuse("a socket's path is absolute, and shorter than 108 bytes"))
+        };
+    }
+    let Some(address) = given.strip_prefix("udp:") else {
+        return Err(refuse("this is not an address for syslog"));
+    };
+    address
+        .parse()
+        .map(SyslogAddress::Udp)
+        .map_err(|_| refuse(&format!("`{address}` is not an IP address with a port")))
 }
 
 /// The application's address, `http://HOST[:PORT]`. The gateway's own reading agrees with this.

@@ -5,6 +5,7 @@
 //! nothing either: what it stored is unreferenced, which the format allows and prune removes.
 
 mod closure;
+mod pace;
 mod packer;
 mod pipeline;
 
@@ -21,9 +22,11 @@ use crate::lock::{Lock, OnLock};
 use crate::repository::Repository;
 use crate::store::FileKind;
 use crossbeam_channel::Sender;
+use pace::Pace;
 pub(crate) use pipeline::lock;
 use pipeline::{Job, Shared};
 use std::io::Read;
+use std::num::NonZeroU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -40,11 +43,13 @@ pub struct WriterOptions {
     pub compression_level: i32,
     /// Packs are closed once they are this large, in bytes.
     pub pack_size: usize,
+    /// No more content than this is read in a second, in bytes, from all sources together.
+    pub rate: Option<NonZeroU64>,
 }
 
 impl Default for WriterOptions {
     fn default() -> Self {
-        Self { on_lock: None, workers: 0, compression_level: 3, pack_size: 16 << 20 }
+        Self { on_lock: None, workers: 0, compression_level: 3, pack_size: 16 << 20, rate: None }
     }
 }
 
@@ -81,6 +86,7 @@ pub struct Writer {
     uploaders: Vec<JoinHandle<()>>,
     lock: Option<Lock>,
     buffers: Mutex<Vec<Vec<u8>>>,
+    pace: Option<Pace>,
     packs_lost: usize,
 }
 
@@ -112,6 +118,7 @@ impl Writer {
             uploaders: Vec::new(),
             lock: Some(lock),
             buffers: Mutex::default(),
+            pace: options.rate.map(Pace::new),
             packs_lost,
         };
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -161,7 +168,10 @@ impl Writer {
         self.shared.check()?;
         let mut buffer =
             self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        let saved = self.save_chunks(content, &mut buffer);
+        let saved = match &self.pace {
+            Some(pace) => self.save_chunks(&mut pace.reader(content), &mut buffer),
+            None => self.save_chunks(content, &mut buffer),
+        };
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
         saved
     }

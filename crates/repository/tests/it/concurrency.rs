@@ -3,6 +3,7 @@
 use crate::support::{Noise, Place};
 use jiff::Timestamp;
 use std::io::Read;
+use std::num::NonZeroU64;
 use stillpoint_model::progress::Silent;
 use stillpoint_repository::{CheckOptions, Node, Repository, Snapshot, Tree, WriterOptions};
 
@@ -89,4 +90,31 @@ fn the_same_content_from_several_threads_is_stored_once() {
     let nodes = vec![Node::directory("x", orphan, Timestamp::UNIX_EPOCH)];
     assert!(writer.save_tree(&Tree { nodes }).is_err());
     assert!(writer.publish(Snapshot::new(orphan, vec![], vec![], Timestamp::UNIX_EPOCH)).is_err());
+}
+
+/// Noise that notes how much was asked of it at once.
+struct Asked(Noise, usize);
+
+impl Read for Asked {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.1 = self.1.max(buffer.len());
+        self.0.read(buffer)
+    }
+}
+
+#[test]
+fn a_writer_with_a_rate_reads_the_same_in_smaller_steps() {
+    let place = Place::new();
+    let repository = place.init();
+    let rate = NonZeroU64::new(1_000_000);
+    let [(free, most), (paced, step)] = [None, rate].map(|rate| {
+        let options = WriterOptions { rate, ..WriterOptions::default() };
+        let writer = repository.writer(options).unwrap();
+        let mut source = Asked(Noise::new(5), 0);
+        let content = writer.save_data(&mut (&mut source).take(300_000)).unwrap();
+        (content, source.1)
+    });
+    assert_eq!(paced.blobs, free.blobs);
+    assert_eq!(step, 100_000, "a tenth of a second's");
+    assert!(most > step, "without a rate {most} bytes were asked for at once");
 }

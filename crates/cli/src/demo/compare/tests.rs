@@ -10,7 +10,7 @@ use crate::demo::shop::tests::{RunningShop, options_in, scratch_postgres, target
 use crate::demo::shop::{self, Order, ShopOptions};
 use std::fs;
 
-const SEEDED: u64 = 20;
+const PAST: Past = Past { orders: 20, pictures: 200 };
 /// Microseconds since 1970.
 const HOLD_BEGIN: i64 = 1_000_000_000;
 const DRAINED: i64 = HOLD_BEGIN + 20_000;
@@ -45,7 +45,7 @@ impl Scene {
             redis: redis.as_ref().map(|place| place.server.target.clone()),
             ..options_in(directory.path())
         };
-        shop::seed(&options, SEEDED).unwrap();
+        shop::seed(&options, PAST).unwrap();
         let running = RunningShop::start(&options);
         for number in 21..=24 {
             assert_eq!(running.order(number).0, 201);
@@ -75,7 +75,7 @@ impl Scene {
                 mariadb,
                 redis,
                 uploads: options.uploads,
-                seeded: SEEDED,
+                past: PAST,
             },
             ledger: Ledger { orders, complete: true },
         }

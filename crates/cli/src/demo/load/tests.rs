@@ -61,11 +61,13 @@ fn run_until(
     (summary, lines)
 }
 
+const PAST: shop::Past = shop::Past { orders: 10, pictures: 20 };
+
 #[test]
 fn every_order_of_a_load_is_in_its_ledger_and_in_the_shop() {
     let directory = tempfile::tempdir().unwrap();
     let shop_options = options_in(directory.path());
-    shop::seed(&shop_options, 10).unwrap();
+    shop::seed(&shop_options, PAST).unwrap();
     let shop = RunningShop::start(&shop_options);
     let (summary, lines) =
         run_until(&options(shop.address, directory.path()), |p| p.acknowledged >= 100);
@@ -259,7 +261,7 @@ fn a_load_that_is_killed_leaves_a_readable_prefix_and_one_whose_parent_is_gone_e
 fn what_a_load_was_told_is_what_the_comparison_finds() {
     let directory = tempfile::tempdir().unwrap();
     let shop_options = options_in(directory.path());
-    shop::seed(&shop_options, 10).unwrap();
+    shop::seed(&shop_options, PAST).unwrap();
     let shop = RunningShop::start(&shop_options);
     let (summary, _) =
         run_until(&options(shop.address, directory.path()), |p| p.acknowledged >= 100);
@@ -270,7 +272,7 @@ fn what_a_load_was_told_is_what_the_comparison_finds() {
         mariadb: None,
         redis: None,
         uploads: shop_options.uploads,
-        seeded: 10,
+        past: PAST,
     };
     let now = jiff::Timestamp::now();
     let comparison = compare(&ledger, now, now, &restored).unwrap();

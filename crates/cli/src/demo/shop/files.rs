@@ -9,9 +9,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// How many pictures the catalogue has.
-pub(crate) const PICTURES: usize = 200;
-
 /// Writes the confirmation of one order.
 pub(crate) fn write(uploads: &Path, order: &Order) -> io::Result<()> {
     place(&uploads.join(order.path()), order.confirmation().as_bytes())
@@ -22,9 +19,10 @@ pub(crate) fn exists(uploads: &Path, order: &Order) -> bool {
     uploads.join(order.path()).is_file()
 }
 
-/// Writes the confirmations of the orders from `first` to `last`, and the catalogue.
-pub(crate) fn seed(uploads: &Path, first: u64, last: u64) -> Result<(), BoxError> {
-    for index in 0..PICTURES {
+/// Writes the confirmations of the orders from `first` to `last`, and a catalogue of so many
+/// pictures.
+pub(crate) fn seed(uploads: &Path, pictures: usize, first: u64, last: u64) -> Result<(), BoxError> {
+    for index in 0..pictures {
         place(&uploads.join(picture_path(index)), &picture(index))?;
     }
     for number in first..=last {
@@ -38,10 +36,15 @@ pub(crate) fn picture_path(index: usize) -> PathBuf {
     PathBuf::from(format!("catalogue/{}/picture-{index:03}.bin", index % 7))
 }
 
-/// What picture `index` holds: from nothing to about 60 kB that does not compress.
+/// What picture `index` holds: from nothing to about 60 kB that does not compress; of a large
+/// catalogue most are no larger than 4 kB.
 pub(crate) fn picture(index: usize) -> Vec<u8> {
     let mut random = Random::new(0x0070_6963_0000 + index as u64);
-    let words = if index == 0 { 0 } else { random.below(7_500) };
+    let words = match index {
+        0 => 0,
+        1..200 => random.below(7_500),
+        _ => random.below(512),
+    };
     (0..words).flat_map(|_| random.next().to_le_bytes()).collect()
 }
 

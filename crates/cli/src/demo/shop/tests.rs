@@ -222,7 +222,7 @@ fn a_restore_into_the_live_sqlite_file_is_taken_up_without_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let options = options_in(directory.path());
     let path = options.sqlite.clone().unwrap();
-    seed(&options, 10).unwrap();
+    seed(&options, Past { orders: 10, pictures: 20 }).unwrap();
     let saved = directory.path().join("saved.db");
     let live = rusqlite::Connection::open(&path).unwrap();
     live.execute("VACUUM INTO ?1", [saved.to_str().unwrap()]).unwrap();
