@@ -19,6 +19,7 @@ pub fn take(
     place: &Place,
     id: BackupId,
     live: bool,
+    asked_by: Option<&str>,
     monitor: &Arc<impl Monitor + 'static>,
 ) -> Result<Backup, Failure> {
     let monitor: Arc<dyn Monitor> = monitor.clone();
@@ -41,7 +42,7 @@ pub fn take(
         None
     });
     let last = last.as_ref().map(|last| (&reader, last));
-    let participants = gently(|| parts::participants(place, live, last, &*monitor))??;
+    let participants = gently(|| parts::participants(place, live, asked_by, last, &*monitor))??;
     drop(reader);
     let environment = place.environment();
     let order = BackupOrder {

@@ -1,5 +1,6 @@
 //! From the configuration's parts to participants of a still point and steps of a restore.
 
+use crate::crons::Runs;
 use crate::failure::Failure;
 use crate::place::Place;
 use std::collections::BTreeMap;
@@ -94,8 +95,17 @@ pub fn gateway_sockets(place: &Place) -> Result<Vec<PathBuf>, Failure> {
     place.environment().gateways.keys().map(|name| place.gateway_socket(name)).collect()
 }
 
-/// Every worker of the environment.
-pub fn workers(place: &Place) -> Vec<WorkerParticipant> {
+/// Every worker and cron of the environment. The run of a cron that asked for this is left alone.
+pub fn workers(place: &Place, asked_by: Option<&str>) -> Result<Vec<WorkerParticipant>, Failure> {
+    let mut all = configured(place);
+    for name in place.environment().crons.keys() {
+        let runs = Runs::of(place, name, asked_by)?;
+        all.push(WorkerParticipant::atomic(name.clone(), Box::new(runs)));
+    }
+    Ok(all)
+}
+
+fn configured(place: &Place) -> Vec<WorkerParticipant> {
     let workers = place.environment().workers.iter();
     workers
         .map(|(name, part)| {
@@ -132,6 +142,7 @@ pub(crate) fn variables(place: &Place) -> BTreeMap<String, String> {
 pub fn participants(
     place: &Place,
     live: bool,
+    asked_by: Option<&str>,
     last: Option<(&Reader, &Stored)>,
     monitor: &dyn Monitor,
 ) -> Result<Vec<Box<dyn Participant>>, Failure> {
@@ -141,7 +152,7 @@ pub fn participants(
         for gateway in gateways(place, Purpose::Backup)? {
             all.push(Box::new(gateway));
         }
-        for worker in workers(place) {
+        for worker in workers(place, asked_by)? {
             all.push(Box::new(worker));
         }
     }

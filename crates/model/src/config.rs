@@ -8,9 +8,11 @@
 //! each table then accounts for every one of its keys (`reader`): serde's derived readers stop at
 //! the first error and lose the place in tagged enums. All errors are reported at once.
 
+mod cron;
 mod error;
 mod node;
 mod read;
+mod read_cron;
 mod read_worker;
 mod reader;
 #[cfg(test)]
@@ -18,6 +20,7 @@ mod tests;
 mod values;
 mod worker;
 
+pub use cron::{CronPart, CronSpec};
 pub use error::{ConfigError, ConfigErrors};
 pub use worker::{Engine, Freezer, WorkerPart};
 
@@ -56,6 +59,8 @@ pub struct Environment {
     pub mounts: BTreeMap<PartName, MountPart>,
     /// What works by itself, and is frozen in a still point.
     pub workers: BTreeMap<PartName, WorkerPart>,
+    /// What the agent runs at set times. Their names and those of the workers are unique among both.
+    pub crons: BTreeMap<PartName, CronPart>,
     /// What becomes of a backup from which something is missing.
     pub on_partial: OnPartial,
     /// Bounds of a backup.

@@ -18,7 +18,7 @@ use interruptible::Interruptible;
 
 use crate::gateways::GatewayParticipant;
 use crate::gentle::gently;
-use crate::participant::Participant;
+use crate::participant::{HoldOrder, Participant};
 use crate::watchdog::{Guard, Undo, WatchdogError, When};
 use crate::worker::WorkerParticipant;
 use crate::{CaptureError, Limits};
@@ -196,8 +196,9 @@ impl Held<'_> {
         self.watchdog.register(undo, within).map_err(watchdog_lost)
     }
 
-    fn freeze(&mut self, order: &RestoreOrder) -> Result<(), CaptureError> {
+    fn freeze(&mut self, order: &RestoreOrder, hold: &HoldOrder) -> Result<(), CaptureError> {
         for worker in self.workers.iter_mut() {
+            worker.hold(hold)?;
             worker.aim()?;
         }
         if self.workers.is_empty() {
@@ -226,7 +227,7 @@ impl Held<'_> {
         let mut thawed = Ok(());
         for worker in self.workers.iter_mut() {
             worker.thaws_when(When::Silent);
-            thawed = thawed.and(worker.thaw());
+            thawed = thawed.and(worker.thaw()).and(worker.release());
         }
         let owes = self.workers.iter().any(|worker| !worker.owed().is_empty());
         thawed.and(self.register(order, owes.then_some(Duration::ZERO)))
@@ -253,7 +254,7 @@ fn swap(
         for gateway in held.gateways.iter_mut() {
             gateway.drain(&hold, monitor)?;
         }
-        held.freeze(order)?;
+        held.freeze(order, &hold)?;
         // The last moment at which it can be stopped.
         go_on(monitor)?;
         for gateway in held.gateways.iter_mut() {

@@ -121,7 +121,9 @@ struct World {
     to_come: u8,
 
     vigil: Vigil,
-    /// The watchdog knows of the worker.
+    /// The watchdog is told of the worker before it is frozen.
+    is_told: bool,
+    /// It knows of it.
     registered: bool,
 
     worker_frozen: bool,
@@ -170,7 +172,9 @@ struct Protocol {
 fn acts(who: usize, step: Step) -> bool {
     match step {
         Step::Hold | Step::Drain | Step::Release => who == GATEWAY,
-        Step::Aim | Step::Freeze | Step::Thaw => who == WORKER,
+        Step::Freeze | Step::Thaw => who == WORKER,
+        // At once: until it freezes, that the watchdog knows changes nothing for anybody.
+        Step::Aim => false,
         Step::Mark => who > WORKER,
         Step::Count => false,
     }
@@ -245,6 +249,11 @@ impl World {
                     break;
                 }
                 let counts = ask.step == Step::Count;
+                if (*who, ask.step) == (WORKER, Step::Aim) && self.is_told {
+                    self.registered = true;
+                    let left = BOUNDS.max_hold.saturating_sub(self.time());
+                    self.vigil.register(self.time(), Some(left));
+                }
                 self.answer(*who, if counts { Reply::Counted(None) } else { Reply::Done });
             }
         }
@@ -262,7 +271,7 @@ impl World {
         }
     }
 
-    fn act(&mut self, who: usize, guards: Guards) {
+    fn act(&mut self, who: usize) {
         let Ask { step, until, .. } = self.orders[who][0];
         let reply = match (who, step) {
             _ if self.time() >= until => Reply::Failed,
@@ -275,14 +284,6 @@ impl World {
             (GATEWAY, Step::Drain) => {
                 let drained = self.hold.is_some_and(|key| self.gateway.0.drained(key).is_some());
                 if self.link && drained { Reply::Done } else { Reply::Failed }
-            }
-            (WORKER, Step::Aim) => {
-                if guards.told {
-                    self.registered = true;
-                    let left = BOUNDS.max_hold.saturating_sub(self.time());
-                    self.vigil.register(self.time(), Some(left));
-                }
-                Reply::Done
             }
             (WORKER, Step::Freeze) => {
                 (self.worker_frozen, self.froze) = (true, true);
@@ -418,6 +419,7 @@ impl Model for Protocol {
             parked: Vec::new(),
             to_come: 1,
             vigil,
+            is_told: self.guards.told,
             registered: false,
             worker_frozen: false,
             locks: false,
@@ -518,7 +520,7 @@ impl Model for Protocol {
                 world.locks = true;
             }
             Event::WorkerUnlocks => world.locks = false,
-            Event::Acts(who) => world.act(who, self.guards),
+            Event::Acts(who) => world.act(who),
             Event::Fails(who) => {
                 world.mishaps -= 1;
                 world.answer(who, Reply::Failed);

@@ -37,13 +37,30 @@ pub struct Group {
     started: u64,
 }
 
-/// A process that was started by us, and leads a group of its own.
+/// A process that leads a group of its own. Written down, it is known again by its start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Run {
-    /// Its id, which is its group's.
-    pub pid: i32,
-    /// Its start time in clock ticks since boot.
-    pub started: u64,
+pub struct Process {
+    pid: i32,
+    started: u64,
+}
+
+impl Process {
+    /// The process of this id, which is its group's too.
+    pub fn new(pid: i32) -> io::Result<Self> {
+        Ok(Self { pid, started: crate::watchdog::started(pid)? })
+    }
+
+    /// Whether it lives. One that cannot be looked at counts as alive.
+    pub fn is_alive(&self) -> bool {
+        process::stat(self.pid).map_or(true, |stat| {
+            stat.is_some_and(|stat| stat.started == self.started && !stat.has_ended())
+        })
+    }
+
+    /// Its group, if anyone in it lives.
+    pub fn aim(&self) -> Result<Aimed, CaptureError> {
+        of_process(*self)
+    }
 }
 
 /// What a pid file leads to.
@@ -74,8 +91,7 @@ pub(super) fn named_by(file: &Path) -> Result<Aimed, CaptureError> {
     of(&stat)
 }
 
-/// A run that may have ended.
-pub(super) fn of_run(run: Run) -> Result<Aimed, CaptureError> {
+fn of_process(run: Process) -> Result<Aimed, CaptureError> {
     match alive(run.pid)? {
         Some(stat) if stat.started == run.started => of(&stat),
         _ => {

@@ -33,7 +33,7 @@ pub use commands::Commands;
 pub use container::Container;
 pub use examine::examine;
 pub use frozen::Frozen;
-pub use group::{Group, Run};
+pub use group::{Group, Process};
 pub use participant::{Aim, WorkerParticipant};
 pub use shell::Shell;
 pub use target::{Aimed, Target};

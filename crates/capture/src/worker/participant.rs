@@ -1,9 +1,9 @@
 //! A worker as a participant: looked up after the drain, frozen before the marks, thawed after them.
 
 use super::frozen::Frozen;
-use super::{Aimed, Run, Shell, Standing, Target, group, target};
+use super::{Aimed, Shell, Standing, Target, target};
 use crate::CaptureError;
-use crate::participant::{Account, Participant, Rank};
+use crate::participant::{Account, HoldOrder, Participant, Rank};
 use crate::watchdog::{Undo, When};
 use jiff::Timestamp;
 use std::time::{Duration, Instant};
@@ -17,6 +17,15 @@ use stillpoint_repository::Writer;
 pub trait Aim: Send {
     /// Looks it up, within that time.
     fn aim(&self, within: Duration) -> Result<Aimed, CaptureError>;
+
+    /// From now on nothing of it begins, until [`Aim::open`]. Not all can be kept from that.
+    fn close(&self, within: Duration) -> Result<(), CaptureError> {
+        let _ = within;
+        Ok(())
+    }
+
+    /// It may begin again.
+    fn open(&self) {}
 }
 
 /// By a worker's configuration.
@@ -31,16 +40,6 @@ impl Aim for Configured {
     }
 }
 
-/// Runs that are looked up by whoever knows of them.
-impl<F: Fn() -> Result<Option<Run>, CaptureError> + Send> Aim for F {
-    fn aim(&self, _: Duration) -> Result<Aimed, CaptureError> {
-        match self()? {
-            Some(run) => group::of_run(run),
-            None => Ok(Aimed::nothing()),
-        }
-    }
-}
-
 /// One worker.
 pub struct WorkerParticipant {
     name: PartName,
@@ -50,6 +49,8 @@ pub struct WorkerParticipant {
     /// Stopped anywhere, what it has written is whole.
     atomic: bool,
     timeout: Duration,
+    /// It should run at all times.
+    is_expected: bool,
     /// When the watchdog thaws it: never while data is half swapped.
     when: When,
     aimed: Option<Frozen>,
@@ -72,6 +73,7 @@ impl WorkerParticipant {
         let aim = Configured { freezer: part.freezer.clone(), shell: Box::new(shell) };
         let mut worker = Self::by(name, Box::new(aim), part.timeout);
         (worker.quiesce, worker.resume, worker.atomic) = (quiesce, resume, part.atomic);
+        worker.is_expected = true;
         worker
     }
 
@@ -88,6 +90,7 @@ impl WorkerParticipant {
             resume: None,
             atomic: true,
             timeout,
+            is_expected: false,
             when: When::Silent,
             aimed: None,
             asked: false,
@@ -115,7 +118,10 @@ impl WorkerParticipant {
         let aimed = self.aim.aim(self.timeout).map_err(of)?;
         match &aimed.target {
             Some(target) => target.permitted().map_err(of)?,
-            None => monitor.note(&format!("worker `{}` does not run", self.name)),
+            None if self.is_expected => {
+                monitor.note(&format!("worker `{}` does not run", self.name));
+            }
+            None => {}
         }
         Ok(())
     }
@@ -170,6 +176,10 @@ impl Participant for WorkerParticipant {
 
     fn prepare(&mut self, _: &Writer, monitor: &dyn Monitor) -> Result<(), CaptureError> {
         self.reach(monitor)
+    }
+
+    fn hold(&mut self, _: &HoldOrder) -> Result<(), CaptureError> {
+        self.aim.close(self.timeout).map_err(|e| self.of("hold", e))
     }
 
     fn aim(&mut self) -> Result<(), CaptureError> {
@@ -230,6 +240,11 @@ impl Participant for WorkerParticipant {
         }
         self.aimed = None;
         stood.and(others).map_err(|e| self.of("keep an eye on", e))
+    }
+
+    fn release(&mut self) -> Result<(), CaptureError> {
+        self.aim.open();
+        Ok(())
     }
 
     fn owed(&self) -> Vec<Undo> {

@@ -28,7 +28,7 @@ pub struct Shell {
 
 impl Shell {
     /// Runs it until it has ended well.
-    pub(super) fn run(&self, until: Instant) -> Result<(), CaptureError> {
+    pub fn run(&self, until: Instant) -> Result<(), CaptureError> {
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(&self.command);
         command.current_dir(&self.directory).envs(&self.environment);

@@ -40,7 +40,7 @@ pub struct Aimed {
 
 impl Aimed {
     /// It does not run.
-    pub(super) fn nothing() -> Self {
+    pub fn nothing() -> Self {
         Self { target: None, doubt: None }
     }
 

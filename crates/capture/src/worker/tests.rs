@@ -7,7 +7,7 @@ use super::frozen::Frozen;
 use super::participant::WorkerParticipant;
 use super::process::{self, Stat};
 use super::target::{self, Target};
-use super::{Run, Shell, Standing, group};
+use super::{Process, Shell, Standing, group};
 use crate::participant::Participant;
 use crate::watchdog::{Undo, started};
 use rustix::process::Signal;
@@ -175,10 +175,15 @@ fn a_process_that_has_the_number_of_a_dead_worker_is_not_touched() {
     assert_eq!(aimed.target, None);
     assert!(aimed.doubt.unwrap().contains("is older than process"));
     // The same for who was aimed at before it was reused: it began at another time.
-    let other = Run { pid: writing.pid(), started: started(writing.pid()).unwrap() + 1 };
-    assert_eq!(group::of_run(other).unwrap().target, None);
-    let text = serde_json::to_string(&target).unwrap();
     let began = started(writing.pid()).unwrap();
+    let own = Process::new(writing.pid()).unwrap();
+    assert!(own.is_alive() && own.aim().unwrap().target.is_some());
+    let other = serde_json::to_string(&own).unwrap();
+    let other = other.replace(&format!(":{began}"), &format!(":{}", began + 1));
+    let other: Process = serde_json::from_str(&other).unwrap();
+    assert!(!other.is_alive());
+    assert_eq!(other.aim().unwrap().target, None);
+    let text = serde_json::to_string(&target).unwrap();
     let reused = text.replace(&format!(":{began}"), &format!(":{}", began - 1));
     assert_ne!(text, reused);
     let reused: Target = serde_json::from_str(&reused).unwrap();

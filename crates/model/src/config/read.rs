@@ -1,6 +1,7 @@
 //! From the tree to the types: which keys there are, and what must agree with what.
 
 use super::node::{self, Place};
+use super::read_cron::cron;
 use super::read_worker::worker;
 use super::reader::{Errors, Field, Table};
 use super::values::{
@@ -155,6 +156,9 @@ fn environment(mut table: Table<'_>, errors: &mut Errors) -> Option<Environment>
         optional(table.take("on_partial"), errors, |field, errors| field.word(errors, &words));
     let workers = table.take("workers");
     let workers = optional(workers, errors, |f, errors| named(&f, errors, worker));
+    let crons = table.take("crons");
+    let cron_fields = crons.clone();
+    let crons = optional(crons, errors, |f, errors| named(&f, errors, cron));
     let limits = optional(table.take("limits"), errors, |field, errors| {
         let mut table = field.table(errors)?;
         let rate = optional(table.take("rate"), errors, |field, errors| {
@@ -165,7 +169,6 @@ fn environment(mut table: Table<'_>, errors: &mut Errors) -> Option<Environment>
         table.finish(errors);
         Some(Limits { rate: rate?, step: step? })
     });
-    table.unsupported("crons", errors);
     if service_fields.is_none() && mount_fields.is_none() {
         table.refuse(
             errors,
@@ -180,9 +183,17 @@ fn environment(mut table: Table<'_>, errors: &mut Errors) -> Option<Environment>
         services: services?,
         mounts: mounts?,
         workers: workers?,
+        crons: crons?,
         on_partial: on_partial?,
         limits: limits?,
     };
+    for name in environment.crons.keys().filter(|name| environment.workers.contains_key(name)) {
+        let refusal = Refusal::new(format!("a worker is named `{name}` too"))
+            .hint("names are unique among workers and crons: rename one");
+        if let Some(field) = cron_fields.as_ref().and_then(|fields| fields.child(name.as_str())) {
+            field.refuse_key(errors, refusal);
+        }
+    }
     agree(&environment, mount_fields.as_ref(), service_fields.as_ref(), errors);
     Some(environment)
 }
