@@ -6,6 +6,7 @@ use crate::place::{Activity, Place};
 use crate::stored::{self, Copies, Stored};
 use crate::vault::Opened;
 use std::sync::Arc;
+use std::time::Duration;
 use stillpoint_capture::restore::Journal;
 use stillpoint_capture::watchdog::Guard;
 use stillpoint_capture::{Backup, BackupOrder, Limits, back_up, gently};
@@ -18,6 +19,7 @@ pub fn take(
     place: &Place,
     id: BackupId,
     live: bool,
+    asked_by: Option<&str>,
     monitor: &Arc<impl Monitor + 'static>,
 ) -> Result<Backup, Failure> {
     let monitor: Arc<dyn Monitor> = monitor.clone();
@@ -40,7 +42,7 @@ pub fn take(
         None
     });
     let last = last.as_ref().map(|last| (&reader, last));
-    let participants = gently(|| parts::participants(place, live, last, &*monitor))??;
+    let participants = gently(|| parts::participants(place, live, asked_by, last, &*monitor))??;
     drop(reader);
     let environment = place.environment();
     let order = BackupOrder {
@@ -108,7 +110,13 @@ pub fn limits(place: &Place) -> Limits {
         drain_timeout: gateways().map(|g| g.drain_timeout).min().unwrap_or(default.drain_timeout),
         max_hold,
         silence: default.silence.min(max_hold),
-        step: place.environment().limits.step.unwrap_or(default.step),
+        step: place
+            .environment()
+            .workers
+            .values()
+            // To quiesce and freeze, or to thaw and resume, and to say so.
+            .map(|worker| 2 * worker.timeout + Duration::from_secs(1))
+            .fold(place.environment().limits.step.unwrap_or(default.step), Duration::max),
         ..default
     }
 }

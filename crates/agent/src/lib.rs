@@ -6,6 +6,7 @@
 //! what is there ([`stored`]), and the two flows ([`backup`], [`restore`]). Nothing here prints or asks.
 
 pub mod backup;
+mod crons;
 mod failure;
 mod heal;
 pub mod parts;

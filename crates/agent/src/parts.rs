@@ -1,13 +1,17 @@
 //! From the configuration's parts to participants of a still point and steps of a restore.
 
+use crate::crons::Runs;
 use crate::failure::Failure;
 use crate::place::Place;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stillpoint_capture::mount::{Earlier, Filter, MountParticipant, MountRestore, SETTLED_BEFORE};
 use stillpoint_capture::restore::{JournalPart, RestorePart};
+use stillpoint_capture::worker::Shell;
 use stillpoint_capture::{
     CaptureError, GatewayParticipant, NoStreams, Participant, ServiceParticipant, TreeSource,
+    WorkerParticipant,
 };
 use stillpoint_gateway::control::Purpose;
 use stillpoint_model::config::{MountPart, ServicePart};
@@ -91,11 +95,54 @@ pub fn gateway_sockets(place: &Place) -> Result<Vec<PathBuf>, Failure> {
     place.environment().gateways.keys().map(|name| place.gateway_socket(name)).collect()
 }
 
+/// Every worker and cron of the environment. The run of a cron that asked for this is left alone.
+pub fn workers(place: &Place, asked_by: Option<&str>) -> Result<Vec<WorkerParticipant>, Failure> {
+    let mut all = configured(place);
+    for name in place.environment().crons.keys() {
+        let runs = Runs::of(place, name, asked_by)?;
+        all.push(WorkerParticipant::atomic(name.clone(), Box::new(runs)));
+    }
+    Ok(all)
+}
+
+fn configured(place: &Place) -> Vec<WorkerParticipant> {
+    let workers = place.environment().workers.iter();
+    workers
+        .map(|(name, part)| {
+            let (directory, mut environment) = (directory(place), variables(place));
+            environment.insert("STILLPOINT_WORKER".to_owned(), name.to_string());
+            WorkerParticipant::new(name.clone(), part, move |command| Shell {
+                command: command.to_owned(),
+                directory: directory.clone(),
+                environment: environment.clone(),
+            })
+        })
+        .collect()
+}
+
+/// Where the user's commands run: beside the configuration.
+pub(crate) fn directory(place: &Place) -> PathBuf {
+    place.config_file.parent().unwrap_or(Path::new("/")).to_owned()
+}
+
+/// What the user's commands are told of where they run.
+pub(crate) fn variables(place: &Place) -> BTreeMap<String, String> {
+    let kind = place.environment().kind.to_string();
+    [
+        ("STILLPOINT_PROJECT", place.config.project.to_string()),
+        ("STILLPOINT_ENVIRONMENT", place.name.to_string()),
+        ("STILLPOINT_ENVIRONMENT_TYPE", kind),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
 /// All participants of a backup. `last` is the environment's last one: what it holds and has not
 /// changed since is not read again; where it cannot be read, everything is.
 pub fn participants(
     place: &Place,
     live: bool,
+    asked_by: Option<&str>,
     last: Option<(&Reader, &Stored)>,
     monitor: &dyn Monitor,
 ) -> Result<Vec<Box<dyn Participant>>, Failure> {
@@ -104,6 +151,9 @@ pub fn participants(
     if !live {
         for gateway in gateways(place, Purpose::Backup)? {
             all.push(Box::new(gateway));
+        }
+        for worker in workers(place, asked_by)? {
+            all.push(Box::new(worker));
         }
     }
     for (name, service) in &environment.services {

@@ -73,7 +73,7 @@ impl Place {
 
     /// The environment's name among files: no other environment or gateway has one that is equal.
     /// Neither a project's id nor a gateway's name has a dot, and no name has a `%`.
-    fn slug(&self) -> String {
+    pub(crate) fn slug(&self) -> String {
         format!("{}.{}", self.config.project, self.name.as_str().replace('/', "%"))
     }
 

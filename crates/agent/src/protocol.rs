@@ -16,7 +16,7 @@ use stillpoint_model::ids::{
 use stillpoint_model::manifest::Manifest;
 
 /// The version of this protocol; both sides must speak the same.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// From the agent to the server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -140,6 +140,9 @@ pub enum Order {
         backup: BackupId,
         /// Hold nothing.
         live: bool,
+        /// The run of a cron that asked for it, and may wait for it: it is not frozen.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked_by: Option<String>,
     },
     /// Put a backup back.
     Restore {

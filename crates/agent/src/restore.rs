@@ -22,6 +22,8 @@ pub struct Wish {
     pub from: Option<EnvironmentName>,
     /// Only these parts; empty: all.
     pub only: Vec<String>,
+    /// The run of a cron that asked for it.
+    pub asked_by: Option<String>,
 }
 
 /// A restore that has been looked into: everything it needs was found. Nothing has been changed.
@@ -29,6 +31,7 @@ pub struct Plan {
     reader: Arc<Reader>,
     stored: Stored,
     only: Vec<String>,
+    asked_by: Option<String>,
 }
 
 impl Plan {
@@ -54,7 +57,8 @@ impl Plan {
                     .hint(format!("it holds: {}", names.join(", "))));
             }
         }
-        let plan = Self { reader, stored, only: wish.only.clone() };
+        let plan =
+            Self { reader, stored, only: wish.only.clone(), asked_by: wish.asked_by.clone() };
         plan.parts(place)?;
         Ok(plan)
     }
@@ -88,9 +92,11 @@ impl Plan {
             limits,
         };
         let gateways = parts::gateways(place, Purpose::Restore)?;
+        let workers = parts::workers(place, self.asked_by.as_deref())?;
         let parts = self.parts(place)?;
-        let restored =
-            stillpoint_capture::restore::restore(&order, parts, gateways, &watchdog, monitor)?;
+        let restored = stillpoint_capture::restore::restore(
+            &order, parts, gateways, workers, &watchdog, monitor,
+        )?;
         take_leave(watchdog);
         Ok(restored)
     }

@@ -4,6 +4,7 @@
 //! when the server or this process is gone, every task is asked to stop, by the end of its input.
 //! A task is never killed by us: the watchdog ends those that keep others waiting.
 
+use crate::crons::Crons;
 use crate::failure::Failure;
 use crate::heal::{self, Healer};
 use crate::parts;
@@ -90,6 +91,8 @@ pub fn serve(
     let path = server_socket(&options.place)?;
     // One that cannot be read is refused here; later changes are seen at each connection.
     inventory(&options.place)?;
+    let crons = Crons::start(options.place.clone(), options.program.clone())
+        .map_err(|e| Failure::new("start the crons").because(&e))?;
     let mut pause = PAUSES.0;
     let mut told = false;
     loop {
@@ -111,6 +114,7 @@ pub fn serve(
             Err(_) => {}
         }
         if stop.wait(pause) {
+            crons.end();
             return Ok(());
         }
         pause = (pause * 2).min(PAUSES.1);

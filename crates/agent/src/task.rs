@@ -80,12 +80,15 @@ fn carry_out(place: &Where, order: &Order, reporter: &Arc<Reporter>) -> Outcome 
         // A task whose agent died may still be on its way out.
         place.patience = PATIENCE;
         match order {
-            Order::Backup { backup, live, .. } => take(&place, backup, *live, reporter),
+            Order::Backup { backup, live, asked_by, .. } => {
+                take(&place, backup, *live, asked_by.as_deref(), reporter)
+            }
             Order::Restore { from, backup, only, safety, .. } => {
                 let wish = Wish {
                     backup: Some(backup.clone()),
                     from: Some(from.clone()),
                     only: only.iter().map(PartName::to_string).collect(),
+                    asked_by: None,
                 };
                 put_back(&place, &wish, safety.as_ref(), reporter)
             }
@@ -116,9 +119,10 @@ fn take(
     place: &Place,
     id: &BackupId,
     live: bool,
+    asked_by: Option<&str>,
     reporter: &Arc<Reporter>,
 ) -> Result<Outcome, Failure> {
-    let taken = backup::take(place, id.clone(), live, reporter)
+    let taken = backup::take(place, id.clone(), live, asked_by, reporter)
         .map_err(|failure| stopped(failure, reporter))?;
     Ok(published(place, &taken, reporter))
 }
@@ -180,7 +184,7 @@ fn put_back(
     let plan = Plan::new(place, reader, wish)?;
     if let Some(safety) = safety {
         reporter.log("taking a safety backup of what is there now".to_owned());
-        let taken = backup::take(place, safety.clone(), false, reporter)
+        let taken = backup::take(place, safety.clone(), false, None, reporter)
             .map_err(|failure| stopped(failure, reporter))
             .map_err(|failure| failure.hint("mend that, or restore without a safety backup"))?;
         let complete = taken.manifest.completeness == Completeness::Complete;

@@ -11,21 +11,22 @@ use crate::CaptureError;
 use crate::crew::{Answer, Crew};
 use crate::gentle::gently;
 use crate::participant::{Account, HoldOrder, Participant, Rank};
+use crate::registry::Registry;
 use crate::still_point::{Bounds, Ending, Failure, Moved, Next, Reply, Step, StillPoint};
-use crate::watchdog::{Guard, Undo, WatchdogError};
+use crate::watchdog::{Guard, Undo};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use stillpoint_model::ids::{BackupId, EnvironmentName, ProjectId};
 use stillpoint_model::manifest::{
-    Code, Completeness, Consistency, Evidence, MANIFEST_VERSION, Manifest, Role,
+    Code, Completeness, Consistency, Evidence, GatewayEvidence, MANIFEST_VERSION, Manifest, Part,
+    Role, WorkerEvidence,
 };
 use stillpoint_model::progress::Monitor;
 use stillpoint_repository::{
-    LockFiles, Node, Repository, Snapshot, SnapshotId, Tree, WriteStats, Writer, WriterOptions,
+    Node, Repository, Snapshot, SnapshotId, Tree, WriteStats, Writer, WriterOptions,
 };
 
 /// What is to be backed up, and how.
@@ -131,7 +132,7 @@ pub fn back_up(
         .map_err(|e| CaptureError::new("open the repository for writing").because(e))?;
     let writer = Arc::new(writer);
     let outcome = (|| {
-        registry.set(Vec::new(), None)?;
+        registry.clear()?;
         monitor.begin("prepare", None);
         let (by, to) = (Arc::clone(monitor), Arc::clone(&writer));
         crew.all(move |p| gently(|| p.prepare(&to, &*by))?)?;
@@ -179,14 +180,14 @@ fn still_point(
     registry: &Registry,
     monitor: &Arc<dyn Monitor>,
 ) -> Result<Moment, CaptureError> {
-    let undo = crew.all(|p| Ok(p.undo()))?;
-    registry.set(undo.concat(), Some(order.limits.max_hold))?;
+    let undo = crew.all(|p| Ok(((p.rank(), p.name().clone()), p.undo())))?;
+    registry.begin(undo.into_iter().collect(), order.limits.max_hold)?;
     monitor.begin("hold", None);
     let hold = order.limits.hold(order.backup.to_string());
-    let (ending, mut errors, marked) = hold_and_mark(&hold, &order.limits, crew, monitor);
+    let (ending, mut errors, marked) = hold_and_mark(&hold, &order.limits, crew, registry, monitor);
     monitor.begin("released", None);
     if crew.is_whole() {
-        registry.set(Vec::new(), None)?;
+        settle_up(crew, registry)?;
     }
     // Otherwise the watchdog goes on to answer for those who have not come back.
     if let Some(failure) = ending.failure {
@@ -214,6 +215,7 @@ fn hold_and_mark(
     hold: &HoldOrder,
     limits: &Limits,
     crew: &mut Crew,
+    registry: &Registry,
     monitor: &Arc<dyn Monitor>,
 ) -> (Ending, Errors, Timestamp) {
     let (tell, answers) = mpsc::channel();
@@ -229,13 +231,17 @@ fn hold_and_mark(
             Next::Over(ending) => return (*ending, errors, marked),
             Next::Ask(ask) => {
                 std::thread::sleep(ask.pause);
-                let (hold, by) = (hold.clone(), Arc::clone(monitor));
+                if ask.step == Step::Aim {
+                    // What failed before that was because of what was frozen: it is tried again.
+                    errors.clear();
+                }
+                let (hold, by, told) = (hold.clone(), Arc::clone(monitor), registry.clone());
                 crew.ask(ask.number, &tell, move |p| {
                     if began.elapsed() >= ask.until {
                         let what = format!("{} `{}`", ask.step.verb(), p.name());
                         return Err(CaptureError::new(what).because("it is too late for that"));
                     }
-                    take(ask.step, p, &hold, &*by)
+                    take(ask.step, p, &hold, &told, &*by)
                 });
                 Next::Wait
             }
@@ -260,6 +266,12 @@ fn hold_and_mark(
     }
 }
 
+/// All has been let go, but for what the participants still owe: the watchdog does that at once.
+fn settle_up(crew: &Crew, registry: &Registry) -> Result<(), CaptureError> {
+    let owed: Vec<Undo> = crew.all(|p| Ok(p.owed()))?.concat();
+    if owed.is_empty() { registry.clear() } else { registry.leave(owed) }
+}
+
 /// The first error of each participant.
 type Errors = BTreeMap<usize, CaptureError>;
 
@@ -268,11 +280,18 @@ fn take(
     step: Step,
     participant: &mut dyn Participant,
     hold: &HoldOrder,
+    registry: &Registry,
     monitor: &dyn Monitor,
 ) -> Result<Reply, CaptureError> {
     match step {
         Step::Hold => participant.hold(hold)?,
         Step::Drain => participant.drain(hold, monitor)?,
+        Step::Aim => {
+            participant.aim()?;
+            // Before anyone is asked to freeze: nothing stands still that nobody else can thaw.
+            registry
+                .replace((participant.rank(), participant.name().clone()), participant.undo())?;
+        }
         Step::Freeze => participant.freeze()?,
         Step::Count => return participant.counter().map(Reply::Counted),
         Step::Mark => participant.mark()?,
@@ -285,9 +304,29 @@ fn take(
 /// The failure in words.
 fn explain(failure: Failure, crew: &Crew, limits: &Limits, errors: &mut Errors) -> CaptureError {
     match failure {
-        Failure::Failed { who, step } => errors
-            .remove(&who)
-            .unwrap_or_else(|| CaptureError::new(format!("{} `{}`", step.verb(), crew.name(who)))),
+        Failure::Failed { who, step } => {
+            let error = errors.remove(&who).unwrap_or_else(|| {
+                CaptureError::new(format!("{} `{}`", step.verb(), crew.name(who)))
+            });
+            let still = crew.names_of(Rank::Worker);
+            if step != Step::Mark || still.is_empty() {
+                return error;
+            }
+            // The mark's own words are the cause, the workers a guess.
+            CaptureError::over(
+                format!(
+                    "mark `{}` while {} stood still, in {} tries",
+                    crew.name(who),
+                    still.join(", "),
+                    crate::still_point::TRIES
+                ),
+                error,
+            )
+            .hint(
+                "one of them may hold a lock that the mark needs: give it a `quiesce` command that \
+                 lets it finish its transaction",
+            )
+        }
         Failure::Late { who, step } => CaptureError::new(format!(
             "{} `{}`: no answer in time; everything was released without it",
             step.verb(),
@@ -314,9 +353,11 @@ fn write_manifest(
     accounts: Vec<Account>,
 ) -> Result<(Manifest, Vec<(Role, Node)>), CaptureError> {
     let (mut gateways, mut parts, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut workers = Vec::new();
     let (mut gaps, mut doubts) = (Vec::new(), Vec::new());
     for account in accounts {
         gateways.extend(account.gateway);
+        workers.extend(account.worker);
         gaps.extend(account.gaps);
         doubts.extend(account.doubts);
         if let Some((part, node)) = account.part {
@@ -324,7 +365,7 @@ fn write_manifest(
             parts.push(part);
         }
     }
-    let evidence = moment.map(|moment| gather(moment, gateways)).transpose()?;
+    let evidence = moment.map(|moment| gather(moment, gateways, workers, &parts)).transpose()?;
     if let Some(evidence) = &evidence {
         doubts.extend(evidence.unheld_writes.iter().cloned());
     }
@@ -355,11 +396,11 @@ fn write_manifest(
 
 fn gather(
     moment: Moment,
-    gateways: Vec<stillpoint_model::manifest::GatewayEvidence>,
+    gateways: Vec<GatewayEvidence>,
+    workers: Vec<WorkerEvidence>,
+    parts: &[Part],
 ) -> Result<Evidence, CaptureError> {
-    let times = |pick: fn(&stillpoint_model::manifest::GatewayEvidence) -> Timestamp| {
-        gateways.iter().map(pick)
-    };
+    let times = |pick: fn(&GatewayEvidence) -> Timestamp| gateways.iter().map(pick);
     let (Some(hold_begin), Some(drained), Some(hold_end)) =
         (times(|g| g.hold_begin).min(), times(|g| g.drained).max(), times(|g| g.hold_end).max())
     else {
@@ -371,6 +412,22 @@ fn gather(
         return Err(CaptureError::new("the marks were not taken while all gateways held")
             .hint("if the host's clock was set back meanwhile, take the backup again"));
     }
+    // And every worker stood still.
+    for worker in &workers {
+        let within =
+            |part: &&Part| worker.frozen <= part.marker.at && part.marker.at <= worker.thawed;
+        if let Some(part) = parts.iter().find(|part| !within(part)) {
+            return Err(CaptureError::new(format!(
+                "`{}` was not marked while worker `{}` stood still",
+                part.name, worker.worker
+            ))
+            .because(format!(
+                "it was marked at {:.6}, and the worker stood still from {:.6} to {:.6}",
+                part.marker.at, worker.frozen, worker.thawed
+            ))
+            .hint("was the clock set in between?"));
+        }
+    }
     let Moment { marked, settle_us, mark_rounds, unheld_writes } = moment;
     Ok(Evidence {
         hold_begin,
@@ -378,6 +435,7 @@ fn gather(
         marked,
         hold_end,
         gateways,
+        workers,
         settle_us,
         mark_rounds,
         unheld_writes,
@@ -436,59 +494,4 @@ fn publish(
     let snapshot = Snapshot::new(tree, vec![path], tags, when);
     let (snapshot, stats) = writer.publish(snapshot).map_err(fail)?;
     Ok(Backup { snapshot, manifest, stats })
-}
-
-/// What the watchdog has to know, should this process die: the repository's lock files, which
-/// come and go by themselves, and what the still point adds for as long as it lasts.
-#[derive(Clone)]
-struct Registry {
-    watchdog: Arc<Guard>,
-    known: Arc<Mutex<Known>>,
-}
-
-#[derive(Default)]
-struct Known {
-    locks: Vec<PathBuf>,
-    undo: Vec<Undo>,
-    deadline: Option<Instant>,
-}
-
-impl Registry {
-    fn new(watchdog: &Arc<Guard>) -> Self {
-        Self { watchdog: Arc::clone(watchdog), known: Arc::default() }
-    }
-
-    /// Told by the repository whenever its locks change.
-    fn listener(&self) -> Arc<dyn Fn(&LockFiles) + Send + Sync> {
-        let registry = self.clone();
-        Arc::new(move |files| {
-            let mut known = registry.known.lock().expect("no listener panicked");
-            known.locks.clone_from(files);
-            if let Err(error) = registry.tell(&known) {
-                // Whoever holds next learns of it as well, and refuses.
-                tracing::warn!("the watchdog does not know of the repository's lock: {error}");
-            }
-        })
-    }
-
-    /// For the time of the hold, `undo` as well, and silence is assumed after `within`.
-    fn set(&self, undo: Vec<Undo>, within: Option<Duration>) -> Result<(), CaptureError> {
-        let mut known = self.known.lock().expect("no listener panicked");
-        known.undo = undo;
-        known.deadline = within.map(|within| Instant::now() + within);
-        self.tell(&known).map_err(|source| {
-            CaptureError::new("keep the watchdog informed")
-                .because(source)
-                .hint("`stillpoint watchdog` starts one")
-        })
-    }
-
-    fn tell(&self, known: &Known) -> Result<(), WatchdogError> {
-        let mut all = known.undo.clone();
-        if !known.locks.is_empty() {
-            all.push(Undo::RemoveFiles { paths: known.locks.clone() });
-        }
-        let within = known.deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        self.watchdog.register(all, within)
-    }
 }

@@ -12,11 +12,13 @@ mod gateways;
 mod gentle;
 pub mod mount;
 mod participant;
+mod registry;
 pub mod restore;
 mod service;
 mod still_point;
 mod stream;
 pub mod watchdog;
+pub mod worker;
 
 pub use coordinator::{Backup, BackupOrder, Limits, back_up};
 pub use gateways::GatewayParticipant;
@@ -24,6 +26,7 @@ pub use gentle::gently;
 pub use participant::{Account, HoldOrder, Participant, Rank};
 pub use service::ServiceParticipant;
 pub use stream::{NoStreams, TreeSource};
+pub use worker::WorkerParticipant;
 
 /// A refusal or failure of one step, naming the part that it concerns.
 pub type CaptureError = stillpoint_model::step::StepError;

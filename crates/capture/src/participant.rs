@@ -1,11 +1,11 @@
-//! The one trait that everything in a still point implements: gateways, services, mounts, and
-//! later workers and crons. The coordinator leads them by rank and knows nothing else of them.
+//! The one trait that everything in a still point implements: gateways, workers, crons,
+//! services and mounts. The coordinator leads them by rank and knows nothing else of them.
 
 use crate::CaptureError;
 use crate::watchdog::Undo;
 use std::time::Duration;
 use stillpoint_model::ids::PartName;
-use stillpoint_model::manifest::{Gap, GatewayEvidence, Part};
+use stillpoint_model::manifest::{Gap, GatewayEvidence, Part, WorkerEvidence};
 use stillpoint_model::progress::Monitor;
 use stillpoint_repository::{Node, Writer};
 
@@ -38,6 +38,8 @@ pub struct HoldOrder {
 pub struct Account {
     /// A gateway's record of the hold.
     pub gateway: Option<GatewayEvidence>,
+    /// A worker's record of its stillness.
+    pub worker: Option<WorkerEvidence>,
     /// The captured part, and the directory that holds its data.
     pub part: Option<(Part, Node)>,
     /// What is missing.
@@ -59,6 +61,7 @@ pub trait Participant: Send {
     fn prepare(&mut self, writer: &Writer, monitor: &dyn Monitor) -> Result<(), CaptureError>;
 
     /// What the watchdog must do if this process dies or falls silent between hold and release.
+    /// Asked for before the hold, and again after [`Participant::aim`], before anything is frozen.
     fn undo(&self) -> Vec<Undo> {
         Vec::new()
     }
@@ -72,6 +75,11 @@ pub trait Participant: Send {
     /// Waits until nothing is in flight, or until it is asked to stop.
     fn drain(&mut self, order: &HoldOrder, monitor: &dyn Monitor) -> Result<(), CaptureError> {
         let _ = (order, monitor);
+        Ok(())
+    }
+
+    /// Looks up what it will freeze. Called before each [`Participant::freeze`].
+    fn aim(&mut self) -> Result<(), CaptureError> {
         Ok(())
     }
 
@@ -99,6 +107,11 @@ pub trait Participant: Send {
     /// Lets go. An error means that the hold had ended before.
     fn release(&mut self) -> Result<(), CaptureError> {
         Ok(())
+    }
+
+    /// What is left to be undone once everything was to let go: a thaw that failed.
+    fn owed(&self) -> Vec<Undo> {
+        Vec::new()
     }
 
     /// Streams the marked state into the repository.

@@ -103,7 +103,7 @@ impl Scene {
             steps: Box::new(Steps { name, world: Arc::clone(&self.world) }),
             source: Box::new(NoStreams),
         });
-        restore(&order, parts.into(), Vec::new(), &self.guard, &Silent).map(drop)
+        restore(&order, parts.into(), Vec::new(), Vec::new(), &self.guard, &Silent).map(drop)
     }
 
     fn recover(&self) -> Result<Option<Recovered>, CaptureError> {

@@ -11,6 +11,11 @@ use stillpoint_model::ids::BackupId;
 use stillpoint_model::manifest::{Consistency, Manifest};
 use stillpoint_repository::Reader;
 
+/// The run of a cron that this command is part of, and that is not frozen by what it asks for.
+pub(crate) fn cron_run() -> Option<String> {
+    std::env::var("STILLPOINT_CRON_RUN").ok().filter(|run| !run.is_empty())
+}
+
 /// Says that there may be newer backups than those that can be seen.
 pub(crate) fn warn_of_damaged(reader: &Reader, terminal: &Terminal) {
     for failure in damaged(reader) {

@@ -1,7 +1,7 @@
 //! `backup:create`: this process is the coordinator.
 
 use crate::arguments::{CreateArgs, Format, Global};
-use crate::backups::{LIVE_WARNING, object, tell_doubts};
+use crate::backups::{LIVE_WARNING, cron_run, object, tell_doubts};
 use crate::failure::Failure;
 use crate::output::put;
 use crate::terminal::Terminal;
@@ -20,7 +20,8 @@ pub(crate) fn run(global: &Global, arguments: &CreateArgs) -> Result<(), Failure
     if arguments.live {
         terminal.say(&format!("warning: {LIVE_WARNING}"));
     }
-    let backup = take(&place, BackupId::random(), arguments.live, &terminal)?;
+    let backup =
+        take(&place, BackupId::random(), arguments.live, cron_run().as_deref(), &terminal)?;
     let copies = replicate(&place, &backup, &*terminal)
         .and_then(|copies| copies.of(&backup.manifest.backup))
         .unwrap_or(backup.stats.copies);

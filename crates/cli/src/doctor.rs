@@ -8,6 +8,7 @@ use serde_json::json;
 use std::os::unix::net::UnixStream;
 use stillpoint_agent::parts;
 use stillpoint_agent::place::{Place, read_config};
+use stillpoint_capture::worker::examine;
 use stillpoint_services::{Finding, NeededFor};
 
 /// Looks into every environment, or into the one that is named.
@@ -52,6 +53,10 @@ fn look_into(place: &Place, found: &mut Vec<(String, Finding)>) {
             .map(drop)
             .map_err(|e| Failure::new(format!("look into {}", mount.path.display())).because(&e));
         found.push((format!("{}/{name}", place.name), finding("the directory", read)));
+    }
+    for (name, worker) in &environment.workers {
+        let findings = examine(worker).into_iter();
+        found.extend(findings.map(|finding| (format!("{}/{name}", place.name), finding)));
     }
     for name in environment.gateways.keys() {
         let reached = place.gateway_socket(name).and_then(|socket| {

@@ -104,7 +104,8 @@ fn split_colon(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 
 fn log_to_stderr(verbose: u8) {
     let level = match verbose {
-        0 => "warn",
+        // What crons say is for whoever reads the agent's log.
+        0 => "warn,cron=info",
         1 => "info",
         _ => "debug",
     };

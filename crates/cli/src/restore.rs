@@ -1,6 +1,7 @@
 //! `backup:restore` and `recover`.
 
 use crate::arguments::{Global, RestoreArgs};
+use crate::backups::cron_run;
 use crate::backups::{self, LIVE_WARNING};
 use crate::failure::Failure;
 use crate::remote::confirm;
@@ -20,7 +21,7 @@ pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failur
     let backup = arguments.id.as_deref().map(backups::backup_id).transpose()?;
     let reader = Arc::new(stored::open(&place)?);
     backups::warn_of_damaged(&reader, &terminal);
-    let wish = Wish { backup, from: None, only: arguments.only.clone() };
+    let wish = Wish { backup, from: None, only: arguments.only.clone(), asked_by: cron_run() };
     let plan = Plan::new(&place, reader, &wish)?;
     let manifest = plan.manifest();
     if manifest.consistency == Consistency::Live {
@@ -41,9 +42,11 @@ pub(crate) fn run(global: &Global, arguments: &RestoreArgs) -> Result<(), Failur
     }
     if !arguments.no_safety_backup {
         terminal.say("taking a safety backup of what is there now");
-        let safety = backup::take(&place, BackupId::random(), false, &terminal).map_err(|e| {
-            e.hint("mend that, or restore without a safety backup: --no-safety-backup")
-        })?;
+        let safety =
+            backup::take(&place, BackupId::random(), false, cron_run().as_deref(), &terminal)
+                .map_err(|e| {
+                    e.hint("mend that, or restore without a safety backup: --no-safety-backup")
+                })?;
         terminal.say(&format!("safety backup {}", safety.manifest.backup));
         if !is_safe(&safety.manifest, &terminal) {
             let question = "What it lacks cannot be had back. Restore all the same?";

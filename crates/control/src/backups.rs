@@ -25,13 +25,15 @@ pub struct RestoreWish {
 }
 
 impl Control {
-    /// Asks for a backup. The activity's payload says which id it will have.
+    /// Asks for a backup. The activity's payload says which id it will have. The run of a cron that
+    /// asks is not frozen in its hold.
     pub async fn create_backup(
         &self,
         caller: &Caller,
         project: &str,
         name: &str,
         safe: bool,
+        cron_run: Option<String>,
     ) -> Result<activity::Model, ControlError> {
         let environment =
             self.environment_as_admin(caller, project, name, "environment.backup").await?;
@@ -41,6 +43,7 @@ impl Control {
             environment: environment_name(name)?,
             backup: backup.clone(),
             live: !safe,
+            asked_by: cron_run,
         };
         let payload = json!({ "backup_name": backup, "safe": safe });
         let text = format!("{} created a backup of {name}", caller.user.display_name);

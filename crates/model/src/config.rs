@@ -8,15 +8,21 @@
 //! each table then accounts for every one of its keys (`reader`): serde's derived readers stop at
 //! the first error and lose the place in tagged enums. All errors are reported at once.
 
+mod cron;
 mod error;
 mod node;
 mod read;
+mod read_cron;
+mod read_worker;
 mod reader;
 #[cfg(test)]
 mod tests;
 mod values;
+mod worker;
 
+pub use cron::{CronPart, CronSpec};
 pub use error::{ConfigError, ConfigErrors};
+pub use worker::{Engine, Freezer, WorkerPart};
 
 use crate::ids::{EnvironmentName, LocationName, PartName, ProjectId, RegionName};
 use crate::route::Route;
@@ -51,6 +57,10 @@ pub struct Environment {
     pub services: BTreeMap<PartName, ServicePart>,
     /// Directories.
     pub mounts: BTreeMap<PartName, MountPart>,
+    /// What works by itself, and is frozen in a still point.
+    pub workers: BTreeMap<PartName, WorkerPart>,
+    /// What the agent runs at set times. Their names and those of the workers are unique among both.
+    pub crons: BTreeMap<PartName, CronPart>,
     /// What becomes of a backup from which something is missing.
     pub on_partial: OnPartial,
     /// Bounds of a backup.
@@ -330,6 +340,12 @@ impl Config {
             }
             for mount in environment.mounts.values_mut() {
                 resolve(&mut mount.path);
+            }
+            for worker in environment.workers.values_mut() {
+                match &mut worker.freezer {
+                    Freezer::Pidfile(path) | Freezer::Cgroup(path) => resolve(path),
+                    Freezer::Container { .. } | Freezer::Systemd(_) | Freezer::Commands { .. } => {}
+                }
             }
         }
     }

@@ -141,6 +141,9 @@ pub struct Evidence {
     pub hold_end: Timestamp,
     /// Each gateway's own account.
     pub gateways: Vec<GatewayEvidence>,
+    /// Each worker that stood still. Manifests from before there were any have none.
+    #[serde(default)]
+    pub workers: Vec<WorkerEvidence>,
     /// How long the services' counters were watched until they stood still, in microseconds.
     pub settle_us: u64,
     /// How many times the marks were taken; more than one where a write was seen between them.
@@ -261,6 +264,19 @@ impl EndpointEvidence {
 
 fn number(count: u64, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+/// One worker's stillness. Every mark lies within it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerEvidence {
+    /// The worker.
+    pub worker: PartName,
+    /// What was frozen: "process group 4711", "control group /sys/fs/cgroup/app".
+    pub by: String,
+    /// It stood still.
+    pub frozen: Timestamp,
+    /// It was about to be let go.
+    pub thawed: Timestamp,
 }
 
 /// One captured part.

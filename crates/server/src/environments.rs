@@ -142,7 +142,8 @@ pub(crate) async fn create_backup(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let safe = body.flag("safe", true)?;
-    let activity = api.control.create_backup(&caller, &id, &name, safe).await?;
+    let cron_run = body.text("cron_run")?.map(str::to_owned);
+    let activity = api.control.create_backup(&caller, &id, &name, safe, cron_run).await?;
     started(&api, &caller, &activity).await
 }
 

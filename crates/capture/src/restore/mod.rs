@@ -3,9 +3,9 @@
 //! The order of the steps is the safety of it:
 //! 1. plan all: everything that can be refused is refused before anything was changed;
 //! 2. journal, then load and verify all, beside the live data;
-//! 3. hold the gateways, and from the moment the journal says `swapping` on, a lost or silent
+//! 3. hold the gateways, freeze the workers, and from the moment the journal says `swapping` on, a lost or silent
 //!    coordinator makes them refuse requests instead of letting them into a half-swapped state;
-//! 4. swap all, journal `swapped`, release, finish all, remove the journal.
+//! 4. swap all, journal `swapped`, thaw the workers, release, finish all, remove the journal.
 //!
 //! Cut off anywhere, [`recover`] goes on from the journal: back before `swapped`, forward after.
 
@@ -18,11 +18,12 @@ use interruptible::Interruptible;
 
 use crate::gateways::GatewayParticipant;
 use crate::gentle::gently;
-use crate::participant::Participant;
-use crate::watchdog::{Guard, Undo, WatchdogError};
+use crate::participant::{HoldOrder, Participant};
+use crate::watchdog::{Guard, Undo, WatchdogError, When};
+use crate::worker::WorkerParticipant;
 use crate::{CaptureError, Limits};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use stillpoint_gateway::control::{Control, ControlError};
 use stillpoint_model::ids::{BackupId, PartName};
 use stillpoint_model::manifest::Role;
@@ -69,6 +70,7 @@ pub fn restore(
     order: &RestoreOrder,
     mut parts: Vec<RestorePart<'_>>,
     mut gateways: Vec<GatewayParticipant>,
+    mut workers: Vec<WorkerParticipant>,
     watchdog: &Guard,
     monitor: &dyn Monitor,
 ) -> Result<Restored, CaptureError> {
@@ -81,6 +83,9 @@ pub fn restore(
     }
     for gateway in &mut gateways {
         gateway.reach()?;
+    }
+    for worker in &workers {
+        worker.reach(monitor)?;
     }
     monitor.begin("plan", None);
     let mut journal =
@@ -104,7 +109,8 @@ pub fn restore(
         for gateway in &mut gateways {
             gateway.reach()?;
         }
-        swap(order, &mut parts, &mut gateways, &mut journal, &mut closed, monitor)
+        let mut held = Held { gateways: &mut gateways, workers: &mut workers, watchdog };
+        swap(order, &mut parts, &mut held, &mut journal, &mut closed, monitor)
     });
     if let Some(closed) = closed {
         // The journal stays, or recovery would not know that a gateway refuses requests.
@@ -174,10 +180,63 @@ fn go_on(monitor: &dyn Monitor) -> Result<(), CaptureError> {
     if monitor.cancelled() { Err(CaptureError::new("cancelled")) } else { Ok(()) }
 }
 
+/// What stands still while all is swapped.
+struct Held<'a> {
+    gateways: &'a mut [GatewayParticipant],
+    workers: &'a mut [WorkerParticipant],
+    watchdog: &'a Guard,
+}
+
+impl Held<'_> {
+    /// What the watchdog has to do in our stead: recover first, then let the workers go on.
+    fn register(&self, order: &RestoreOrder, within: Option<Duration>) -> Result<(), CaptureError> {
+        let mut undo = vec![Undo::Run { arguments: order.recovery.clone() }];
+        undo.extend(self.workers.iter().flat_map(Participant::undo));
+        self.watchdog.register(undo, within).map_err(watchdog_lost)
+    }
+
+    fn freeze(&mut self, order: &RestoreOrder, hold: &HoldOrder) -> Result<(), CaptureError> {
+        for worker in self.workers.iter_mut() {
+            worker.hold(hold)?;
+            worker.aim()?;
+        }
+        if self.workers.is_empty() {
+            return Ok(());
+        }
+        self.register(order, None)?;
+        self.workers.iter_mut().try_for_each(Participant::freeze)
+    }
+
+    /// From here on only our end lets the workers go on, once all is recovered.
+    fn keep_frozen(&mut self, order: &RestoreOrder) -> Result<(), CaptureError> {
+        if self.workers.is_empty() {
+            return Ok(());
+        }
+        self.workers.iter_mut().for_each(|worker| worker.thaws_when(When::Dead));
+        self.register(order, None)?;
+        // If this process was silent before that, the watchdog has thawed them.
+        self.workers.iter_mut().try_for_each(WorkerParticipant::assert_still)
+    }
+
+    /// Lets the workers go on. What fails is the watchdog's from then on.
+    fn thaw(&mut self, order: &RestoreOrder) -> Result<(), CaptureError> {
+        if self.workers.is_empty() {
+            return Ok(());
+        }
+        let mut thawed = Ok(());
+        for worker in self.workers.iter_mut() {
+            worker.thaws_when(When::Silent);
+            thawed = thawed.and(worker.thaw()).and(worker.release());
+        }
+        let owes = self.workers.iter().any(|worker| !worker.owed().is_empty());
+        thawed.and(self.register(order, owes.then_some(Duration::ZERO)))
+    }
+}
+
 fn swap(
     order: &RestoreOrder,
     parts: &mut [RestorePart<'_>],
-    gateways: &mut [GatewayParticipant],
+    held: &mut Held<'_>,
     journal: &mut Journal,
     closed: &mut Option<CaptureError>,
     monitor: &dyn Monitor,
@@ -187,18 +246,20 @@ fn swap(
     monitor.begin("hold and swap", None);
     let begun = Instant::now();
     let swapped = (|| {
-        for gateway in gateways.iter_mut() {
+        for gateway in held.gateways.iter_mut() {
             gateway.hold(&hold)?;
         }
         go_on(monitor)?;
-        for gateway in gateways.iter_mut() {
+        for gateway in held.gateways.iter_mut() {
             gateway.drain(&hold, monitor)?;
         }
+        held.freeze(order, &hold)?;
         // The last moment at which it can be stopped.
         go_on(monitor)?;
-        for gateway in gateways.iter_mut() {
+        for gateway in held.gateways.iter_mut() {
             gateway.refuse_on_silence()?;
         }
+        held.keep_frozen(order)?;
         journal.advance(Phase::Swapping, &order.journal)?;
         for (part, entry) in parts.iter_mut().zip(&journal.parts) {
             part.steps.swap(&entry.aside).map_err(|e| of(&part.name, "swap in", e))?;
@@ -213,8 +274,9 @@ fn swap(
         // Half and half: the gateways must go on refusing, until recovery opens them.
         return Err(outcome.expect_err("only a failed swap stays in this phase"));
     }
+    let owed = held.thaw(order);
     let took = begun.elapsed();
-    for gateway in gateways.iter_mut() {
+    for gateway in held.gateways.iter_mut() {
         if let Err(late) = gateway.release() {
             // The hold had ended before, and requests have been refused since.
             tracing::warn!("the restore's hold: {late}");
@@ -224,7 +286,10 @@ fn swap(
         }
     }
     monitor.begin("released", None);
-    outcome.map(|()| (!gateways.is_empty()).then_some(took.as_secs_f64() * 1000.0))
+    if let Err(error) = owed {
+        tracing::warn!("{error}");
+    }
+    outcome.map(|()| (!held.gateways.is_empty()).then_some(took.as_secs_f64() * 1000.0))
 }
 
 /// Undoes the swaps, whole or half done. Afterwards the journal's phase says whether all is back.

@@ -4,9 +4,9 @@
 //! function that takes backups (`model`).
 //!
 //! ```text
-//!  Hold ▶ Drain ▶ Freeze ▶ Count ⇄ (settle) ▶ Mark ▶ Count ▶ Thaw ▶ Release ▶ over
-//!                   ▲                           │       │ a write in between: Mark once more
-//!                   └───────────── Thaw ◀───────┘ a mark failed while workers were frozen
+//!  Hold ▶ Drain ▶ Aim ▶ Freeze ▶ Count ⇄ (settle) ▶ Mark ▶ Count ▶ Thaw ▶ Release ▶ over
+//!                  ▲                                │       │ a write in between: Mark once more
+//!                  └────────── pause ◀─ Thaw ◀──────┘ a mark failed while workers were frozen
 //! ```
 //!
 //! Invariants:
@@ -28,10 +28,12 @@ use std::time::Duration;
 
 /// How often marks are taken again when writes are seen between them.
 const MARK_ROUNDS: u32 = 2;
-/// How often workers are let go and frozen again when a mark fails while they are frozen.
-const THAWS: u32 = 1;
-/// How long they then have to get on.
-const THAWED: Duration = Duration::from_millis(100);
+/// How long workers have to get on, each time that they are let go since a mark failed while they
+/// were frozen: the first, the second, the third. When the mark fails once more, that is the end.
+const THAWED: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200)];
+/// How often a mark is tried at most.
+pub(crate) const TRIES: usize = THAWED.len() + 1;
 /// How long to wait between two readings of the counters.
 const SETTLE_STEP: Duration = Duration::from_millis(2);
 /// How much longer than a bound of its own one has to say that it was not kept: a gateway knows
@@ -45,7 +47,9 @@ pub(crate) enum Step {
     Hold,
     /// Wait until nothing is in flight.
     Drain,
-    /// Stop what works by itself.
+    /// Look up what works by itself, and let the watchdog know.
+    Aim,
+    /// Stop it.
     Freeze,
     /// Read the counter of writes.
     Count,
@@ -63,6 +67,7 @@ impl Step {
         match self {
             Self::Hold => "hold",
             Self::Drain => "drain",
+            Self::Aim => "find",
             Self::Freeze => "freeze",
             Self::Count => "read the write counter of",
             Self::Mark => "mark",
@@ -172,7 +177,7 @@ pub(crate) struct StillPoint {
     counters: Vec<Option<String>>,
     /// When settling began; none: not yet.
     settling: Option<Duration>,
-    thaws: u32,
+    thaws: usize,
     /// What was frozen has been let go only to be frozen again.
     again: bool,
     ending: Ending,
@@ -263,7 +268,7 @@ impl StillPoint {
 
     fn failed(&mut self, now: Duration, who: usize) -> Next {
         let step = self.ask.step;
-        if step == Step::Mark && self.workers && self.thaws < THAWS {
+        if step == Step::Mark && self.workers && self.thaws < THAWED.len() {
             // A frozen worker may hold the lock that the mark needs. The others end their marks
             // first: a participant does one thing after the other.
             self.thaws += 1;
@@ -299,10 +304,13 @@ impl StillPoint {
         }
         match self.ask.step {
             Step::Release => Next::Over(Box::new(self.ending.clone())),
-            Step::Thaw if std::mem::take(&mut self.again) => self.ask(now, Step::Freeze, THAWED),
+            Step::Thaw if std::mem::take(&mut self.again) => {
+                self.ask(now, Step::Aim, THAWED[self.thaws - 1])
+            }
             Step::Thaw => self.ask(now, Step::Release, Duration::ZERO),
             Step::Hold => self.ask(now, Step::Drain, Duration::ZERO),
-            Step::Drain if self.workers => self.ask(now, Step::Freeze, Duration::ZERO),
+            Step::Drain if self.workers => self.ask(now, Step::Aim, Duration::ZERO),
+            Step::Aim => self.ask(now, Step::Freeze, Duration::ZERO),
             Step::Drain | Step::Freeze => self.ask(now, Step::Count, Duration::ZERO),
             Step::Count => self.all_counted(now),
             Step::Mark => {

@@ -2,6 +2,8 @@
 //! watchdog's are the ones that run in production; around them are clients, a worker, two services,
 //! time, and whatever can go wrong. Every order of events is tried, up to a horizon.
 //!
+//! A worker may hold a lock that a mark needs, until it is thawed and lets it go, or for ever.
+//!
 //! What is not modelled: that the gateway or the watchdog die (the first fails requests, and both
 //! are started anew by whoever supervises them), and more than two mishaps at once.
 //!
@@ -46,11 +48,13 @@ struct Guards {
     dead_man: bool,
     /// Somebody thaws what was frozen.
     watchdog: bool,
+    /// He is told of a worker before it is frozen.
+    told: bool,
     /// The coordinator's steps have deadlines.
     deadline: bool,
 }
 
-const ALL: Guards = Guards { dead_man: true, watchdog: true, deadline: true };
+const ALL: Guards = Guards { dead_man: true, watchdog: true, told: true, deadline: true };
 
 /// The production gateway, hashed by what it shows of itself.
 #[derive(Clone, Debug)]
@@ -117,9 +121,16 @@ struct World {
     to_come: u8,
 
     vigil: Vigil,
+    /// The watchdog is told of the worker before it is frozen.
+    is_told: bool,
+    /// It knows of it.
     registered: bool,
 
     worker_frozen: bool,
+    /// It holds a lock that a mark needs.
+    locks: bool,
+    /// A mark has failed for that.
+    tried: bool,
     /// Its participant froze it, and counts on that.
     froze: bool,
     marks: [Option<u8>; 4],
@@ -136,6 +147,8 @@ enum Event {
     RequestWrites,
     RequestEnds(usize),
     WorkerWrites,
+    WorkerLocks,
+    WorkerUnlocks,
     /// A participant does the next thing it was asked to do.
     Acts(usize),
     /// It cannot.
@@ -160,6 +173,8 @@ fn acts(who: usize, step: Step) -> bool {
     match step {
         Step::Hold | Step::Drain | Step::Release => who == GATEWAY,
         Step::Freeze | Step::Thaw => who == WORKER,
+        // At once: until it freezes, that the watchdog knows changes nothing for anybody.
+        Step::Aim => false,
         Step::Mark => who > WORKER,
         Step::Count => false,
     }
@@ -206,12 +221,13 @@ impl World {
             }
             Next::Over(ending) => {
                 self.ended = Some(ending.failure.is_none());
-                if self.orders[WORKER].is_empty() {
+                if self.machine.is_late(WORKER) && self.orders[WORKER].is_empty() {
                     self.drop_worker();
                 }
                 if !(0..CREW.len()).any(|who| self.machine.is_late(who)) {
-                    self.registered = false;
-                    self.vigil.register(self.time(), None);
+                    // A thaw that failed is the watchdog's from now on, at once.
+                    self.registered &= self.froze;
+                    self.vigil.register(self.time(), self.registered.then_some(Duration::ZERO));
                 }
             }
         }
@@ -233,6 +249,11 @@ impl World {
                     break;
                 }
                 let counts = ask.step == Step::Count;
+                if (*who, ask.step) == (WORKER, Step::Aim) && self.is_told {
+                    self.registered = true;
+                    let left = BOUNDS.max_hold.saturating_sub(self.time());
+                    self.vigil.register(self.time(), Some(left));
+                }
                 self.answer(*who, if counts { Reply::Counted(None) } else { Reply::Done });
             }
         }
@@ -273,6 +294,10 @@ impl World {
                 let frozen = std::mem::take(&mut self.worker_frozen);
                 let froze = std::mem::take(&mut self.froze);
                 if frozen || !froze { Reply::Done } else { Reply::Failed }
+            }
+            (2, Step::Mark) if self.locks && self.worker_frozen => {
+                self.tried = true;
+                Reply::Failed
             }
             (_, Step::Mark) => {
                 self.marks[who] = Some(self.version);
@@ -394,8 +419,11 @@ impl Model for Protocol {
             parked: Vec::new(),
             to_come: 1,
             vigil,
-            registered: true,
+            is_told: self.guards.told,
+            registered: false,
             worker_frozen: false,
+            locks: false,
+            tried: false,
             froze: false,
             marks: [None; 4],
             mishaps: self.mishaps,
@@ -421,6 +449,9 @@ impl Model for Protocol {
         if !world.worker_frozen && world.version < 1 {
             events.push(Event::WorkerWrites);
         }
+        if world.locks && !world.worker_frozen {
+            events.push(Event::WorkerUnlocks);
+        }
         events.extend((0..CREW.len()).filter(|who| world.can_act(*who)).map(Event::Acts));
         if matches!(world.call, Some(Call::Hold | Call::Release)) {
             events.push(Event::GatewayServes);
@@ -439,6 +470,11 @@ impl Model for Protocol {
         }
         if world.now < HORIZON {
             events.push(Event::Tick { heard: false });
+        }
+        // That it takes the lock before it is to be frozen is all that matters.
+        if world.orders[WORKER].front().is_some_and(|ask| ask.step == Step::Freeze) && !world.tried
+        {
+            events.push(Event::WorkerLocks);
         }
         if runs {
             events.push(Event::CoordinatorStops);
@@ -479,6 +515,11 @@ impl Model for Protocol {
                 let effects = world.gateway.0.leave(now, id);
                 world.deliver(effects);
             }
+            Event::WorkerLocks => {
+                world.mishaps -= 1;
+                world.locks = true;
+            }
+            Event::WorkerUnlocks => world.locks = false,
             Event::Acts(who) => world.act(who),
             Event::Fails(who) => {
                 world.mishaps -= 1;
@@ -560,6 +601,12 @@ impl Model for Protocol {
             sometimes("a backup fails", |_, world: &World| world.ended == Some(false)),
             sometimes("a request waits", |_, world: &World| !world.parked.is_empty()),
             sometimes("a worker stands still", |_, world: &World| world.worker_frozen),
+            sometimes("a mark that failed is good in the end", |_, world: &World| {
+                world.tried && world.ended == Some(true)
+            }),
+            sometimes("a lock that is never let go fails the backup", |_, world: &World| {
+                world.tried && world.locks && world.undisturbed && world.ended == Some(false)
+            }),
         ]
     }
 }
@@ -596,6 +643,12 @@ fn without_the_dead_man_requests_can_wait_for_ever() {
 #[test]
 fn without_the_watchdog_a_worker_can_stay_frozen() {
     let checker = check(Guards { watchdog: false, ..ALL }, 1);
+    checker.assert_any_discovery(GOES_ON);
+}
+
+#[test]
+fn a_watchdog_that_is_not_told_before_cannot_thaw() {
+    let checker = check(Guards { told: false, ..ALL }, 1);
     checker.assert_any_discovery(GOES_ON);
 }
 

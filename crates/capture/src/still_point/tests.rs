@@ -45,9 +45,9 @@ fn well(_: usize, ask: Ask) -> Reply {
 
 #[test]
 fn workers_are_frozen_after_the_drain_and_thawed_before_the_release() {
-    use Step::{Count, Drain, Freeze, Hold, Mark, Release, Thaw};
+    use Step::{Aim, Count, Drain, Freeze, Hold, Mark, Release, Thaw};
     let (steps, ending) = run(&[Rank::Gateway, Rank::Worker, Rank::Data], well);
-    assert_eq!(steps, [Hold, Drain, Freeze, Count, Count, Mark, Count, Thaw, Release]);
+    assert_eq!(steps, [Hold, Drain, Aim, Freeze, Count, Count, Mark, Count, Thaw, Release]);
     assert_eq!((ending.failure, ending.mark_rounds), (None, 1));
     let (steps, _) = run(&[Rank::Gateway, Rank::Data], well);
     assert_eq!(steps, [Hold, Drain, Count, Count, Mark, Count, Release]);
@@ -71,28 +71,35 @@ fn counters_that_never_stand_still_are_waited_for_only_so_long() {
 }
 
 #[test]
-fn a_mark_that_fails_while_workers_are_frozen_is_tried_once_more_after_a_thaw() {
-    use Step::{Count, Drain, Freeze, Hold, Mark, Release, Thaw};
+fn a_mark_that_fails_while_workers_are_frozen_is_tried_again_after_ever_longer_thaws() {
+    use Step::{Aim, Count, Drain, Freeze, Hold, Mark, Release, Thaw};
     let crew = [Rank::Gateway, Rank::Worker, Rank::Data];
-    let mut marks = 0;
-    let (steps, ending) = run(&crew, |who, ask| match ask.step {
-        Step::Mark if who == 2 => {
+    let failing = |times: usize| {
+        let (mut marks, mut pauses) = (0, Vec::new());
+        let (steps, ending) = run(&crew, |who, ask| {
+            if ask.step == Aim && who == 0 {
+                pauses.push(ask.pause.as_millis());
+            }
+            if (who, ask.step) != (2, Mark) {
+                return well(who, ask);
+            }
             marks += 1;
-            if marks == 1 { Reply::Failed } else { Reply::Done }
-        }
-        _ => well(who, ask),
-    });
-    let first = [Hold, Drain, Freeze, Count, Count, Mark, Thaw];
-    assert_eq!(steps[..7], first);
-    assert_eq!(steps[7..], [Freeze, Count, Count, Mark, Count, Thaw, Release]);
-    assert_eq!(ending.failure, None);
-    let always = |who, ask: Ask| match ask.step {
-        Step::Mark if who == 2 => Reply::Failed,
-        _ => well(who, ask),
+            if marks <= times { Reply::Failed } else { Reply::Done }
+        });
+        (steps, ending, pauses)
     };
-    let (steps, ending) = run(&crew, always);
-    assert_eq!(steps[7..], [Freeze, Count, Count, Mark, Thaw, Release]);
+    let (steps, ending, pauses) = failing(1);
+    let first = [Hold, Drain, Aim, Freeze, Count, Count, Mark, Thaw];
+    assert_eq!(steps[..8], first);
+    assert_eq!(steps[8..], [Aim, Freeze, Count, Count, Mark, Count, Thaw, Release]);
+    assert_eq!((ending.failure, pauses), (None, vec![0, 50]));
+    let (_, ending, pauses) = failing(3);
+    assert_eq!((ending.failure, pauses), (None, vec![0, 50, 100, 200]));
+    let (steps, ending, pauses) = failing(usize::MAX);
+    assert_eq!(steps.iter().filter(|step| **step == Mark).count(), TRIES);
+    assert_eq!(steps[steps.len() - 3..], [Mark, Thaw, Release]);
     assert_eq!(ending.failure, Some(Failure::Failed { who: 2, step: Mark }));
+    assert_eq!(pauses, [0, 50, 100, 200]);
 }
 
 #[test]

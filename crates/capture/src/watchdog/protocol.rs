@@ -1,10 +1,11 @@
 //! What a holder and the watchdog say to each other: JSON lines over a unix socket.
 
+use crate::worker::Frozen;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// The version of this protocol; both sides must speak the same.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 
 /// When an undo is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,13 @@ pub enum Undo {
         /// Its start time in clock ticks since boot (field 22 of `/proc/PID/stat`).
         started: u64,
     },
+    /// Let a worker go on that the holder may have frozen. Tried until it succeeds.
+    Thaw {
+        /// When this is due.
+        when: When,
+        /// The worker, and how it was frozen.
+        frozen: Frozen,
+    },
     /// Run this program again with other arguments: to recover a restore. Always [`When::Dead`].
     Run {
         /// The arguments.
@@ -61,7 +69,10 @@ pub enum Undo {
 impl Undo {
     /// True if this is due although the holder still lives.
     pub(super) fn when_silent(&self) -> bool {
-        matches!(self, Undo::EndHolder { when: When::Silent })
+        matches!(
+            self,
+            Undo::EndHolder { when: When::Silent } | Undo::Thaw { when: When::Silent, .. }
+        )
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::protocol::{EndSignal, FromHolder, FromWatchdog, PROTOCOL, Undo};
 use super::vigil::Vigil;
+use crate::worker::Frozen;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io::{self, Read, Write};
@@ -22,6 +23,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long to leave alone what cannot be done at the moment, and how often holders' ends are
 /// looked for.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// Between the tries of a thaw that failed: the first, and the longest.
+const THAW_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// How long a recovery that failed waits before it is tried again: for about 10 minutes, since a
 /// database may have to be started first.
@@ -54,6 +58,8 @@ pub struct Watchdog {
 enum News {
     /// It serves a holder that has greeted.
     Greeted,
+    /// Another one was begun, by one that has not ended yet.
+    Begun,
     /// It has ended, however it did.
     Ended,
 }
@@ -120,6 +126,7 @@ impl Watchdog {
             while let Ok(news) = news.try_recv() {
                 match news {
                     News::Greeted => served = true,
+                    News::Begun => threads += 1,
                     News::Ended => threads -= 1,
                 }
             }
@@ -139,7 +146,7 @@ impl Watchdog {
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     let (runner, greeted) = (self.runner.clone(), tell.clone());
-                    let watch = move || match Holder::greet(stream, runner) {
+                    let watch = move || match Holder::greet(stream, runner, greeted.clone()) {
                         Ok(holder) => {
                             // The main thread only goes away with the process.
                             greeted.send(News::Greeted).unwrap_or(());
@@ -163,6 +170,43 @@ impl Watchdog {
             }
         }
     }
+}
+
+/// Lets a worker go on, however often that has to be tried.
+fn thaw(frozen: &Frozen) {
+    let mut pause = THAW_AGAIN.0;
+    while let Err(error) = frozen.let_go() {
+        tracing::error!("{}; tried again in {pause:?}", chain(&error));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(THAW_AGAIN.1);
+    }
+    tracing::warn!("worker `{}` goes on", frozen.worker());
+}
+
+/// The same on a thread of its own: one that hangs must not keep others standing.
+fn thaw_apart(tell: &Sender<News>, frozen: &Frozen) {
+    // The main thread only goes away with the process.
+    tell.send(News::Begun).unwrap_or(());
+    let (ended, apart) = (Ended(tell.clone()), frozen.clone());
+    let spawned = std::thread::Builder::new().spawn(move || {
+        let _ended = ended;
+        thaw(&apart);
+    });
+    if let Err(error) = spawned {
+        tracing::error!("starting a thread: {error}");
+        thaw(frozen);
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// Starts a thread that tells of its end.
@@ -220,6 +264,7 @@ struct Holder {
     stream: UnixStream,
     process: OwnedFd,
     runner: Runner,
+    tell: Sender<News>,
     received: Vec<u8>,
     undo: Vec<Undo>,
     began: Instant,
@@ -235,7 +280,7 @@ enum Event {
 }
 
 impl Holder {
-    fn greet(stream: UnixStream, runner: Runner) -> io::Result<Self> {
+    fn greet(stream: UnixStream, runner: Runner, tell: Sender<News>) -> io::Result<Self> {
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut received = Vec::new();
         let hello = loop {
@@ -259,7 +304,7 @@ impl Holder {
         answer(&stream, &FromWatchdog::Ok)?;
         let vigil = Vigil::new(Duration::from_millis(silence_ms));
         let began = Instant::now();
-        Ok(Self { stream, process, runner, received, undo: vec![], began, vigil })
+        Ok(Self { stream, process, runner, tell, received, undo: vec![], began, vigil })
     }
 
     fn watch(mut self) {
@@ -352,6 +397,10 @@ impl Holder {
             Undo::RemoveFiles { paths } => paths.iter().try_for_each(|path| remove(path)),
             Undo::EndProcess { by, pid, started } => end_process(*by, *pid, *started),
             Undo::Run { arguments } => self.runner.run(arguments),
+            Undo::Thaw { frozen, .. } => {
+                thaw_apart(&self.tell, frozen);
+                Ok(())
+            }
         }
     }
 }

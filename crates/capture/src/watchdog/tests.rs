@@ -3,6 +3,9 @@
 
 use super::protocol::{FromHolder, PROTOCOL};
 use super::*;
+use crate::worker::Commands;
+use crate::worker::Target;
+use crate::worker::tests::{Writing, frozen, shell};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -297,4 +300,66 @@ fn one_who_only_looks_in_is_no_holder() {
     holder.kill();
     let _directory = scene.end();
     assert!(!lock.exists());
+}
+
+#[test]
+fn a_frozen_worker_goes_on_when_its_holder_dies_or_falls_silent_or_holds_too_long() {
+    let cases = [(LONG, None), (Duration::from_millis(50), None), (LONG, Some(Duration::ZERO))];
+    for (case, (silence, within)) in cases.into_iter().enumerate() {
+        let scene = Scene::new();
+        let writing = Writing::new();
+        let frozen = frozen(writing.target());
+        let mut holder = Holder::connect(&scene.socket(), silence);
+        writing.freeze();
+        holder.register(vec![Undo::Thaw { when: When::Silent, frozen }], within);
+        if case == 0 {
+            holder.kill();
+        }
+        writing.goes_on();
+        if case > 0 {
+            holder.kill();
+        }
+        scene.end();
+    }
+}
+
+#[test]
+fn a_worker_on_half_swapped_data_stands_still_until_its_holder_is_dead_and_all_is_recovered() {
+    let writing = Writing::new();
+    let scene = Scene::with("/bin/sh", |watchdog, _| watchdog);
+    let recovered = scene.directory.path().join("recovered");
+    let mut holder = Holder::connect(&scene.socket(), Duration::from_millis(50));
+    writing.freeze();
+    // The recovery looks whether the worker writes while it goes on.
+    let own = writing.directory.path().join("own");
+    let script = format!(
+        "a=$(stat -c %s {own}); sleep 0.1; b=$(stat -c %s {own}); echo $((b - a)) > {}",
+        recovered.display(),
+        own = own.display()
+    );
+    let undo = vec![
+        Undo::Run { arguments: vec!["-c".to_owned(), script] },
+        Undo::Thaw { when: When::Dead, frozen: frozen(writing.target()) },
+        // Acted on when it falls silent, which is how that is noticed here.
+        Undo::EndHolder { when: When::Silent },
+    ];
+    holder.register(undo, None);
+    assert_eq!(holder.killed_by(), Some(9));
+    let _directory = scene.end();
+    assert_eq!(std::fs::read_to_string(recovered).unwrap(), "0\n");
+    writing.goes_on();
+}
+
+#[test]
+fn a_thaw_that_fails_is_tried_until_it_succeeds() {
+    let scene = Scene::new();
+    let at = scene.directory.path().to_owned();
+    let thaw = "echo tried >> tries; test $(wc -l < tries) -ge 3";
+    let commands = Commands { freeze: shell("true", &at), thaw: shell(thaw, &at) };
+    let undo = Undo::Thaw { when: When::Dead, frozen: frozen(Target::Commands(commands)) };
+    let mut holder = Holder::connect(&scene.socket(), LONG);
+    holder.register(vec![undo], None);
+    holder.kill();
+    let _directory = scene.end();
+    assert_eq!(std::fs::read_to_string(at.join("tries")).unwrap(), "tried\n".repeat(3));
 }

@@ -198,7 +198,7 @@ impl Stage {
             recovery: vec!["recover".to_owned()],
             limits: Limits::default(),
         };
-        restore(&order, parts, Vec::new(), &common::guard(directory), &Silent).map(drop)
+        restore(&order, parts, Vec::new(), Vec::new(), &common::guard(directory), &Silent).map(drop)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::activities::wait;
 use super::{Session, cell, list, segment};
 use crate::arguments::{CreateArgs, DeleteArgs, Format, GetArgs, Global, ListArgs, RestoreArgs};
-use crate::backups::LIVE_WARNING;
+use crate::backups::{LIVE_WARNING, cron_run};
 use crate::failure::Failure;
 use crate::output::put;
 use serde_json::{Value, json};
@@ -16,7 +16,8 @@ pub(crate) fn create(global: &Global, arguments: &CreateArgs) -> Result<(), Fail
         session.terminal.say(&format!("warning: {LIVE_WARNING}"));
     }
     let path = session.environment_path(&name, "/backup");
-    let answer = session.client.post(&path, &json!({ "safe": !arguments.live }))?;
+    let body = json!({ "safe": !arguments.live, "cron_run": cron_run() });
+    let answer = session.client.post(&path, &body)?;
     let activity = &answer["_embedded"]["activities"][0];
     let id = activity["payload"]["backup_name"].as_str().unwrap_or_default();
     if global.no_wait {

@@ -89,8 +89,13 @@ impl Service {
 
     /// Waits until `up` has said something with these words.
     pub(crate) fn await_words(&self, words: &str) -> String {
+        self.await_words_within(words, PATIENCE)
+    }
+
+    /// The same where it may take longer.
+    pub(crate) fn await_words_within(&self, words: &str, patience: Duration) -> String {
         loop {
-            let line = self.said.recv_timeout(PATIENCE).expect(words);
+            let line = self.said.recv_timeout(patience).expect(words);
             if line.contains(words) {
                 return line;
             }

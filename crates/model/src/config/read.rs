@@ -1,6 +1,8 @@
 //! From the tree to the types: which keys there are, and what must agree with what.
 
 use super::node::{self, Place};
+use super::read_cron::cron;
+use super::read_worker::worker;
 use super::reader::{Errors, Field, Table};
 use super::values::{
     Refusal, directory_url, excludes, listen, mariadb_url, path, pattern, postgresql_url, rate,
@@ -107,7 +109,7 @@ where
 }
 
 /// An absent key gives the default; one that is there but wrong gives `None`.
-fn optional<'n, T: Default>(
+pub(super) fn optional<'n, T: Default>(
     field: Option<Field<'n>>,
     errors: &mut Errors,
     read: impl FnOnce(Field<'n>, &mut Errors) -> Option<T>,
@@ -115,7 +117,7 @@ fn optional<'n, T: Default>(
     optional_or(field, T::default(), errors, read)
 }
 
-fn optional_or<'n, T>(
+pub(super) fn optional_or<'n, T>(
     field: Option<Field<'n>>,
     default: T,
     errors: &mut Errors,
@@ -152,6 +154,11 @@ fn environment(mut table: Table<'_>, errors: &mut Errors) -> Option<Environment>
     let words = [("partial", OnPartial::Partial), ("fail", OnPartial::Fail)];
     let on_partial =
         optional(table.take("on_partial"), errors, |field, errors| field.word(errors, &words));
+    let workers = table.take("workers");
+    let workers = optional(workers, errors, |f, errors| named(&f, errors, worker));
+    let crons = table.take("crons");
+    let cron_fields = crons.clone();
+    let crons = optional(crons, errors, |f, errors| named(&f, errors, cron));
     let limits = optional(table.take("limits"), errors, |field, errors| {
         let mut table = field.table(errors)?;
         let rate = optional(table.take("rate"), errors, |field, errors| {
@@ -162,8 +169,6 @@ fn environment(mut table: Table<'_>, errors: &mut Errors) -> Option<Environment>
         table.finish(errors);
         Some(Limits { rate: rate?, step: step? })
     });
-    table.unsupported("workers", errors);
-    table.unsupported("crons", errors);
     if service_fields.is_none() && mount_fields.is_none() {
         table.refuse(
             errors,
@@ -177,9 +182,18 @@ fn environment(mut table: Table<'_>, errors: &mut Errors) -> Option<Environment>
         gateways: gateways?,
         services: services?,
         mounts: mounts?,
+        workers: workers?,
+        crons: crons?,
         on_partial: on_partial?,
         limits: limits?,
     };
+    for name in environment.crons.keys().filter(|name| environment.workers.contains_key(name)) {
+        let refusal = Refusal::new(format!("a worker is named `{name}` too"))
+            .hint("names are unique among workers and crons: rename one");
+        if let Some(field) = cron_fields.as_ref().and_then(|fields| fields.child(name.as_str())) {
+            field.refuse_key(errors, refusal);
+        }
+    }
     agree(&environment, mount_fields.as_ref(), service_fields.as_ref(), errors);
     Some(environment)
 }

@@ -128,6 +128,15 @@ impl<'n> Field<'n> {
         })
     }
 
+    /// The value as `true` or `false`.
+    pub(super) fn truth(&self, errors: &mut Errors) -> Option<bool> {
+        let Value::Bool(given) = self.node.value else {
+            self.refuse_kind(errors, "`true` or `false`", None);
+            return None;
+        };
+        Some(given)
+    }
+
     /// The value as a duration of more than nothing.
     pub(super) fn duration(&self, errors: &mut Errors) -> Option<Duration> {
         match &self.node.value {

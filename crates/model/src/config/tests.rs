@@ -440,15 +440,6 @@ fn what_a_later_version_will_do_is_refused_and_never_ignored() {
             ),
         );
     }
-    for later in ["workers", "crons"] {
-        refused(
-            &with("    mounts:", &format!("    {later}: {{}}\n    mounts:")),
-            &format!(
-                "stillpoint.yaml:11:5: key `environments.main.{later}`: `{later}` is not supported \
-                 by this version yet; remove it if backups may do without it"
-            ),
-        );
-    }
     refused(
         &with("type: sqlite", "host: app2, type: sqlite"),
         "stillpoint.yaml:10:16: key `environments.main.services.local.host`: `host` is not \
