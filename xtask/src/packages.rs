@@ -32,6 +32,7 @@ const NEEDS: &[Need] = &[
     Need { package: "npm", what: "npm", found: || in_path("npm") },
     Need { package: "docker.io", what: "Docker's daemon", found: has_docker },
     Need { package: "busybox-static", what: "busybox", found: || in_path("busybox") },
+    Need { package: "libfaketime", what: "libfaketime", found: has_faketime },
 ];
 
 /// Debian's file is read by `pg_createcluster` at installation.
@@ -164,6 +165,11 @@ fn has_docker() -> bool {
 
 fn has_redis() -> bool {
     ["redis-server", "redis-cli"].iter().all(|tool| in_path(tool))
+}
+
+fn has_faketime() -> bool {
+    let kinds = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    kinds.map(|kind| kind.path()).any(|kind| kind.join("faketime/libfaketimeMT.so.1").is_file())
 }
 
 fn has_nginx() -> bool {

@@ -22,9 +22,8 @@ use crate::participant::{HoldOrder, Participant};
 use crate::watchdog::{Guard, Undo, WatchdogError, When};
 use crate::worker::WorkerParticipant;
 use crate::{CaptureError, Limits};
-use jiff::Timestamp;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stillpoint_gateway::control::{Control, ControlError};
 use stillpoint_model::ids::{BackupId, PartName};
 use stillpoint_model::manifest::Role;
@@ -245,7 +244,7 @@ fn swap(
     let hold = order.limits.hold(order.token.clone());
     // From here to the release nothing is said: a terminal that is stopped must stop nobody else.
     monitor.begin("hold and swap", None);
-    let begun = Timestamp::now();
+    let begun = Instant::now();
     let swapped = (|| {
         for gateway in held.gateways.iter_mut() {
             gateway.hold(&hold)?;
@@ -276,7 +275,7 @@ fn swap(
         return Err(outcome.expect_err("only a failed swap stays in this phase"));
     }
     let owed = held.thaw(order);
-    let took = Timestamp::now().as_microsecond() - begun.as_microsecond();
+    let took = begun.elapsed();
     for gateway in held.gateways.iter_mut() {
         if let Err(late) = gateway.release() {
             // The hold had ended before, and requests have been refused since.
@@ -290,7 +289,7 @@ fn swap(
     if let Err(error) = owed {
         tracing::warn!("{error}");
     }
-    outcome.map(|()| (!held.gateways.is_empty()).then(|| took as f64 / 1000.0))
+    outcome.map(|()| (!held.gateways.is_empty()).then_some(took.as_secs_f64() * 1000.0))
 }
 
 /// Undoes the swaps, whole or half done. Afterwards the journal's phase says whether all is back.
