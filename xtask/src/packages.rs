@@ -30,6 +30,8 @@ const NEEDS: &[Need] = &[
     Need { package: "openssl", what: "openssl", found: || in_path("openssl") },
     Need { package: "nodejs", what: "Node.js", found: || in_path("node") },
     Need { package: "npm", what: "npm", found: || in_path("npm") },
+    Need { package: "docker.io", what: "Docker's daemon", found: has_docker },
+    Need { package: "busybox-static", what: "busybox", found: || in_path("busybox") },
     Need { package: "libfaketime", what: "libfaketime", found: has_faketime },
 ];
 
@@ -154,6 +156,11 @@ fn has_mariadb() -> bool {
     ["mariadbd", "mariadb-dump", "mariadb-install-db"]
         .iter()
         .all(|tool| in_path(tool) || Path::new("/usr/sbin").join(tool).is_file())
+}
+
+/// Debian's is where an ordinary user's PATH does not lead.
+fn has_docker() -> bool {
+    in_path("docker") && (in_path("dockerd") || Path::new("/usr/sbin/dockerd").is_file())
 }
 
 fn has_redis() -> bool {

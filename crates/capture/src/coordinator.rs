@@ -191,7 +191,7 @@ fn still_point(
     }
     // Otherwise the watchdog goes on to answer for those who have not come back.
     if let Some(failure) = ending.failure {
-        return Err(explain(failure, crew, &order.limits, &mut errors));
+        return Err(explain(failure, &ending.frozen, crew, &order.limits, &mut errors));
     }
     let unheld_writes = ending
         .moved
@@ -292,7 +292,11 @@ fn take(
             registry
                 .replace((participant.rank(), participant.name().clone()), participant.undo())?;
         }
-        Step::Freeze => participant.freeze()?,
+        Step::Freeze => {
+            participant.freeze()?;
+            let is_frozen = participant.rank() == Rank::Worker && !participant.undo().is_empty();
+            return Ok(if is_frozen { Reply::Frozen } else { Reply::Done });
+        }
         Step::Count => return participant.counter().map(Reply::Counted),
         Step::Mark => participant.mark()?,
         Step::Thaw => participant.thaw()?,
@@ -302,20 +306,28 @@ fn take(
 }
 
 /// The failure in words.
-fn explain(failure: Failure, crew: &Crew, limits: &Limits, errors: &mut Errors) -> CaptureError {
+fn explain(
+    failure: Failure,
+    frozen: &[usize],
+    crew: &Crew,
+    limits: &Limits,
+    errors: &mut Errors,
+) -> CaptureError {
     match failure {
         Failure::Failed { who, step } => {
             let error = errors.remove(&who).unwrap_or_else(|| {
                 CaptureError::new(format!("{} `{}`", step.verb(), crew.name(who)))
             });
-            let still = crew.names_of(Rank::Worker);
-            if step != Step::Mark || still.is_empty() {
+            let still: Vec<String> =
+                frozen.iter().map(|who| format!("`{}`", crew.name(*who))).collect();
+            if !matches!(step, Step::Count | Step::Mark) || still.is_empty() {
                 return error;
             }
             // The mark's own words are the cause, the workers a guess.
             CaptureError::over(
                 format!(
-                    "mark `{}` while {} stood still, in {} tries",
+                    "{} `{}` while {} stood still, in {} tries",
+                    step.verb(),
                     crew.name(who),
                     still.join(", "),
                     crate::still_point::TRIES

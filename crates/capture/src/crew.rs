@@ -71,12 +71,6 @@ impl Crew {
         &self.seats[who].name
     }
 
-    /// The names of those of a rank, for messages.
-    pub(crate) fn names_of(&self, rank: Rank) -> Vec<String> {
-        let of_rank = self.seats.iter().filter(|seat| seat.rank == rank);
-        of_rank.map(|seat| format!("`{}`", seat.name)).collect()
-    }
-
     pub(crate) fn ranks(&self) -> Vec<Rank> {
         self.seats.iter().map(|seat| seat.rank).collect()
     }

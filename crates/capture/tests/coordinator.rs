@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use stillpoint_capture::watchdog::Guard;
+use stillpoint_capture::watchdog::{Guard, Undo};
 use stillpoint_capture::{
     Account, BackupOrder, CaptureError, HoldOrder, Limits, Participant, Rank, back_up,
 };
@@ -32,6 +32,8 @@ struct Scripted {
     /// Hangs in this step until the other end is dropped.
     hangs_in: Option<(&'static str, Receiver<()>)>,
     gap: bool,
+    /// There is something to freeze.
+    freezes: bool,
     /// Hours by which the clock is off when it holds, has drained, and releases.
     clock_is_off: [i64; 3],
     /// How nice its thread was in each step.
@@ -55,6 +57,7 @@ impl Scripted {
             fails_in: None,
             hangs_in: None,
             gap: false,
+            freezes: false,
             clock_is_off: [0; 3],
             nice: Nice::default(),
             begun: None,
@@ -101,6 +104,15 @@ impl Participant for Scripted {
     fn drain(&mut self, _: &HoldOrder, _: &dyn Monitor) -> Result<(), CaptureError> {
         self.drained = Some(self.time(1));
         self.step("drain")
+    }
+
+    fn aim(&mut self) -> Result<(), CaptureError> {
+        if self.rank == Rank::Worker { self.step("aim") } else { Ok(()) }
+    }
+
+    fn undo(&self) -> Vec<Undo> {
+        // One that changes nothing.
+        if self.freezes { vec![Undo::RemoveFiles { paths: Vec::new() }] } else { Vec::new() }
     }
 
     fn freeze(&mut self) -> Result<(), CaptureError> {
@@ -386,8 +398,27 @@ fn workers_are_frozen_once_all_is_drained_and_thawed_before_requests_flow() {
     let scene = Scene::new();
     let worker = Scripted::new("mailer", Rank::Worker, &scene.log);
     scene.take(vec![scene.gateway(), worker, scene.service("a")]).unwrap();
-    let steps = ["prepare", "hold", "drain", "freeze", "mark", "thaw", "release", "capture"];
+    let steps = ["prepare", "hold", "drain", "aim", "freeze", "mark", "thaw", "release", "capture"];
     assert_eq!(scene.steps(), steps);
+}
+
+#[test]
+fn a_mark_that_fails_to_the_end_names_the_workers_that_stood_still_and_its_own_error() {
+    let scene = Scene::new();
+    let mut worker = Scripted::new("mailer", Rank::Worker, &scene.log);
+    worker.freezes = true;
+    let idle = Scripted::new("importer", Rank::Worker, &scene.log);
+    let mut service = scene.service("a");
+    service.fails_in = Some("mark");
+    let error = scene.take(vec![scene.gateway(), worker, idle, service]).unwrap_err();
+    assert_eq!(error.to_string(), "mark `a` while `mailer` stood still, in 4 tries");
+    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "a fails in mark");
+    assert!(error.advice().unwrap().contains("quiesce"));
+    let log = scene.log.lock().unwrap().clone();
+    let count = |line: &str| log.iter().filter(|other| *other == line).count();
+    assert_eq!([count("aim mailer"), count("freeze mailer"), count("mark a")], [4, 4, 4]);
+    assert_eq!([count("thaw mailer"), count("release web")], [4, 1]);
+    scene.assert_nothing_is_left();
 }
 
 #[test]

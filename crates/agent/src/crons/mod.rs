@@ -109,7 +109,9 @@ impl Scheduler {
         match self.due(seen, now) {
             Ok(due) => {
                 self.refused = None;
-                due.into_iter().for_each(|run| self.begin(run));
+                for run in due {
+                    self.begin(run);
+                }
             }
             Err(failure) => {
                 let why = failure.lines().join(": ");

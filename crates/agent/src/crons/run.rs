@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+use stillpoint_capture::restore::{Journal, Phase};
 use stillpoint_capture::worker::{Process, Shell};
 use stillpoint_model::config::CronPart;
 use stillpoint_model::ids::{BackupId, PartName};
@@ -28,6 +29,7 @@ const LINE: u64 = 8192;
 pub(super) struct Run {
     name: String,
     runs: Runs,
+    journal: PathBuf,
     cron: CronPart,
     directory: PathBuf,
     variables: BTreeMap<String, String>,
@@ -52,6 +54,7 @@ impl Run {
         Ok(Self {
             name: format!("{}/{name}", place.name),
             runs: Runs::of(place, name, None)?,
+            journal: place.journal()?,
             cron: cron.clone(),
             directory: directory(place),
             variables,
@@ -97,7 +100,9 @@ impl Run {
     ) -> io::Result<Option<(Child, PipeReader)>> {
         let until = Instant::now() + PATIENCE;
         let _alone = loop {
-            if let Some(alone) = self.runs.alone(Duration::ZERO)? {
+            if let Some(alone) = self.runs.alone(Duration::ZERO)?
+                && !self.is_half_swapped()?
+            {
                 break alone;
             }
             if Instant::now() >= until {
@@ -131,6 +136,12 @@ impl Run {
             return Err(error);
         }
         Ok(Some((child, reader)))
+    }
+
+    /// A restore has begun to swap, and has not ended: not even if it died.
+    fn is_half_swapped(&self) -> io::Result<bool> {
+        let open = Journal::read(&self.journal).map_err(io::Error::other)?;
+        Ok(open.is_some_and(|journal| journal.phase == Phase::Swapping))
     }
 
     fn follow(

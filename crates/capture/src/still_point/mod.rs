@@ -6,7 +6,7 @@
 //! ```text
 //!  Hold ▶ Drain ▶ Aim ▶ Freeze ▶ Count ⇄ (settle) ▶ Mark ▶ Count ▶ Thaw ▶ Release ▶ over
 //!                  ▲                                │       │ a write in between: Mark once more
-//!                  └────────── pause ◀─ Thaw ◀──────┘ a mark failed while workers were frozen
+//!                  └────────── pause ◀─ Thaw ◀──────┘ Count or Mark failed while workers were frozen
 //! ```
 //!
 //! Invariants:
@@ -106,6 +106,8 @@ pub(crate) struct Ask {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Reply {
     Done,
+    /// To `Freeze`: something stands still now. `Done` where nothing works that could.
+    Frozen,
     /// To `Count`; `None` where there is no counter.
     Counted(Option<String>),
     Failed,
@@ -143,6 +145,8 @@ pub(crate) struct Ending {
     pub(crate) mark_rounds: u32,
     /// Writes that nobody held.
     pub(crate) moved: Vec<Moved>,
+    /// Whose workers stood still when the marks were taken.
+    pub(crate) frozen: Vec<usize>,
     /// The first thing that went wrong; none: the marks are of one instant.
     pub(crate) failure: Option<Failure>,
 }
@@ -201,6 +205,7 @@ impl StillPoint {
                 settled: Duration::ZERO,
                 mark_rounds: 0,
                 moved: Vec::new(),
+                frozen: Vec::new(),
                 failure: None,
             },
         };
@@ -232,6 +237,7 @@ impl StillPoint {
         self.seats[who] = Seat::Answered;
         match reply {
             Reply::Done => {}
+            Reply::Frozen => self.ending.frozen.push(who),
             Reply::Counted(counter) => return self.counted(now, who, counter),
             Reply::Failed => return self.failed(now, who),
         }
@@ -268,9 +274,9 @@ impl StillPoint {
 
     fn failed(&mut self, now: Duration, who: usize) -> Next {
         let step = self.ask.step;
-        if step == Step::Mark && self.workers && self.thaws < THAWED.len() {
-            // A frozen worker may hold the lock that the mark needs. The others end their marks
-            // first: a participant does one thing after the other.
+        let needs_locks = matches!(step, Step::Count | Step::Mark);
+        if needs_locks && !self.ending.frozen.is_empty() && self.thaws < THAWED.len() {
+            // A frozen worker may hold the lock that this needs. The others end theirs first: a participant does one thing after the other.
             self.thaws += 1;
             self.again = true;
             // What was marked and counted until now lies before the thaw.
@@ -305,6 +311,7 @@ impl StillPoint {
         match self.ask.step {
             Step::Release => Next::Over(Box::new(self.ending.clone())),
             Step::Thaw if std::mem::take(&mut self.again) => {
+                self.ending.frozen.clear();
                 self.ask(now, Step::Aim, THAWED[self.thaws - 1])
             }
             Step::Thaw => self.ask(now, Step::Release, Duration::ZERO),

@@ -173,10 +173,9 @@ fn acts(who: usize, step: Step) -> bool {
     match step {
         Step::Hold | Step::Drain | Step::Release => who == GATEWAY,
         Step::Freeze | Step::Thaw => who == WORKER,
-        // At once: until it freezes, that the watchdog knows changes nothing for anybody.
-        Step::Aim => false,
         Step::Mark => who > WORKER,
-        Step::Count => false,
+        // Aimed at once: until it freezes, that the watchdog knows changes nothing for anybody.
+        Step::Aim | Step::Count => false,
     }
 }
 
@@ -287,7 +286,7 @@ impl World {
             }
             (WORKER, Step::Freeze) => {
                 (self.worker_frozen, self.froze) = (true, true);
-                Reply::Done
+                Reply::Frozen
             }
             // It must have stood still until now.
             (WORKER, Step::Thaw) => {

@@ -36,9 +36,10 @@ fn run(crew: &[Rank], mut reply: impl FnMut(usize, Ask) -> Reply) -> (Vec<Step>,
     }
 }
 
-fn well(_: usize, ask: Ask) -> Reply {
+fn well(who: usize, ask: Ask) -> Reply {
     match ask.step {
         Step::Count => Reply::Counted(Some("1".to_owned())),
+        Step::Freeze if who == 1 => Reply::Frozen,
         _ => Reply::Done,
     }
 }
@@ -100,6 +101,37 @@ fn a_mark_that_fails_while_workers_are_frozen_is_tried_again_after_ever_longer_t
     assert_eq!(steps[steps.len() - 3..], [Mark, Thaw, Release]);
     assert_eq!(ending.failure, Some(Failure::Failed { who: 2, step: Mark }));
     assert_eq!(pauses, [0, 50, 100, 200]);
+    assert_eq!(ending.frozen, [1]);
+}
+
+#[test]
+fn a_counter_that_cannot_be_read_while_workers_are_frozen_is_read_again_after_a_thaw() {
+    let mut counts = 0;
+    let (steps, ending) = run(&[Rank::Gateway, Rank::Worker, Rank::Data], |who, ask| {
+        if (who, ask.step) != (2, Step::Count) {
+            return well(who, ask);
+        }
+        counts += 1;
+        if counts == 1 { Reply::Failed } else { well(who, ask) }
+    });
+    assert_eq!(steps.iter().filter(|step| **step == Step::Thaw).count(), 2);
+    assert_eq!((ending.failure, ending.mark_rounds), (None, 1));
+}
+
+#[test]
+fn a_mark_that_fails_while_nothing_stands_still_is_not_tried_again() {
+    let mut marks = 0;
+    let (_, ending) = run(&[Rank::Gateway, Rank::Worker, Rank::Data], |who, ask| match ask.step {
+        // It does not run.
+        Step::Freeze => Reply::Done,
+        Step::Mark if who == 2 => {
+            marks += 1;
+            Reply::Failed
+        }
+        _ => well(who, ask),
+    });
+    assert_eq!(ending.failure, Some(Failure::Failed { who: 2, step: Step::Mark }));
+    assert_eq!((marks, ending.frozen), (1, vec![]));
 }
 
 #[test]

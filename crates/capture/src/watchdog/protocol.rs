@@ -57,7 +57,7 @@ pub enum Undo {
         /// When this is due.
         when: When,
         /// The worker, and how it was frozen.
-        frozen: Frozen,
+        frozen: Box<Frozen>,
     },
     /// Run this program again with other arguments: to recover a restore. Always [`When::Dead`].
     Run {

@@ -308,7 +308,7 @@ fn a_frozen_worker_goes_on_when_its_holder_dies_or_falls_silent_or_holds_too_lon
     for (case, (silence, within)) in cases.into_iter().enumerate() {
         let scene = Scene::new();
         let writing = Writing::new();
-        let frozen = frozen(writing.target());
+        let frozen = Box::new(frozen(writing.target()));
         let mut holder = Holder::connect(&scene.socket(), silence);
         writing.freeze();
         holder.register(vec![Undo::Thaw { when: When::Silent, frozen }], within);
@@ -339,7 +339,7 @@ fn a_worker_on_half_swapped_data_stands_still_until_its_holder_is_dead_and_all_i
     );
     let undo = vec![
         Undo::Run { arguments: vec!["-c".to_owned(), script] },
-        Undo::Thaw { when: When::Dead, frozen: frozen(writing.target()) },
+        Undo::Thaw { when: When::Dead, frozen: Box::new(frozen(writing.target())) },
         // Acted on when it falls silent, which is how that is noticed here.
         Undo::EndHolder { when: When::Silent },
     ];
@@ -356,7 +356,8 @@ fn a_thaw_that_fails_is_tried_until_it_succeeds() {
     let at = scene.directory.path().to_owned();
     let thaw = "echo tried >> tries; test $(wc -l < tries) -ge 3";
     let commands = Commands { freeze: shell("true", &at), thaw: shell(thaw, &at) };
-    let undo = Undo::Thaw { when: When::Dead, frozen: frozen(Target::Commands(commands)) };
+    let undo =
+        Undo::Thaw { when: When::Dead, frozen: Box::new(frozen(Target::Commands(commands))) };
     let mut holder = Holder::connect(&scene.socket(), LONG);
     holder.register(vec![undo], None);
     holder.kill();

@@ -27,7 +27,11 @@ pub(super) fn named(
     engine: Option<Engine>,
     until: Instant,
 ) -> Result<Aimed, CaptureError> {
-    let engine = find(engine)?;
+    of(find(engine)?, name, until)
+}
+
+/// The same by this very command.
+pub(super) fn of(engine: PathBuf, name: &str, until: Instant) -> Result<Aimed, CaptureError> {
     let Some(state) = inspect(&engine, name, until)? else {
         return Err(CaptureError::new(format!("find the container `{name}`"))
             .because(format!("{} knows none of this name", engine.display()))

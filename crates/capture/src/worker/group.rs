@@ -29,7 +29,7 @@ const MARGIN: Duration = Duration::from_secs(2);
 /// A process group, and a member whose life is the worker's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
-    group: i32,
+    id: i32,
     session: i32,
     /// When who leads it began, if it lives.
     leader: Option<u64>,
@@ -119,7 +119,7 @@ fn of(stat: &Stat) -> Result<Aimed, CaptureError> {
         .hint("start the worker in a process group of its own: by setsid, or as a service"));
     }
     let leader = alive(group)?.map(|leader| leader.started);
-    Ok(Aimed::at(Target::Group(Group { group, session, leader, pid, started })))
+    Ok(Aimed::at(Target::Group(Group { id: group, session, leader, pid, started })))
 }
 
 fn alive(pid: i32) -> Result<Option<Stat>, CaptureError> {
@@ -144,8 +144,8 @@ fn members(group: i32) -> io::Result<Vec<Stat>> {
 impl Group {
     /// Those of its members that live; none if its number is another group's by now.
     fn members(&self) -> io::Result<Vec<Stat>> {
-        let members = members(self.group)?;
-        let leads = members.iter().find(|stat| stat.pid == self.group);
+        let members = members(self.id)?;
+        let leads = members.iter().find(|stat| stat.pid == self.id);
         if leads.is_some_and(|stat| Some(stat.started) != self.leader) {
             return Ok(Vec::new());
         }
@@ -194,7 +194,7 @@ impl Group {
 
 impl Still for Group {
     fn describe(&self) -> String {
-        format!("process group {}", self.group)
+        format!("process group {}", self.id)
     }
 
     fn permitted(&self) -> Result<(), CaptureError> {

@@ -196,7 +196,8 @@ impl Participant for WorkerParticipant {
     }
 
     fn undo(&self) -> Vec<Undo> {
-        let thaw = |frozen: &Frozen| Undo::Thaw { when: self.when, frozen: frozen.clone() };
+        let thaw =
+            |frozen: &Frozen| Undo::Thaw { when: self.when, frozen: Box::new(frozen.clone()) };
         self.aimed.as_ref().map(thaw).into_iter().collect()
     }
 

@@ -7,12 +7,13 @@ use super::frozen::Frozen;
 use super::participant::WorkerParticipant;
 use super::process::{self, Stat};
 use super::target::{self, Target};
-use super::{Process, Shell, Standing, group};
+use super::{Process, Shell, Standing, container, group};
 use crate::participant::Participant;
 use crate::watchdog::{Undo, started};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -327,7 +328,7 @@ fn a_worker_that_was_restarted_since_prepare_is_found_anew() {
     fs::write(&pidfile, second.pid().to_string()).unwrap();
     worker.aim().unwrap();
     let [Undo::Thaw { frozen: told, .. }] = &worker.undo()[..] else { panic!("one thaw") };
-    assert_eq!(*told, Frozen { timeout_ms: told.timeout_ms, ..frozen(second.target()) });
+    assert_eq!(**told, Frozen { timeout_ms: told.timeout_ms, ..frozen(second.target()) });
     worker.freeze().unwrap();
     second.stands();
     first.goes_on();
@@ -412,4 +413,119 @@ fn a_participant_that_is_dropped_lets_its_worker_go() {
     writing.stands();
     drop(worker);
     writing.goes_on();
+}
+
+/// A Docker daemon of its own, with an image of one file, where that is possible.
+struct Docker {
+    daemon: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Docker {
+    fn start() -> Option<Self> {
+        let has = |program: &str| {
+            let found = Command::new("which").arg(program).stdout(Stdio::null()).status().unwrap();
+            found.success()
+        };
+        if let Some(lacking) = ["dockerd", "docker", "busybox"].iter().find(|name| !has(name)) {
+            eprintln!("SKIPPED: there is no {lacking} here");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let socket = format!("unix://{}", at("d.sock").display());
+        let daemon = Command::new("dockerd")
+            .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--host", &socket])
+            .args(["--storage-driver=vfs", "--data-root"])
+            .arg(at("data"))
+            .arg("--exec-root")
+            .arg(at("exec"))
+            .arg("--pidfile")
+            .arg(at("pid"))
+            .stdin(Stdio::null())
+            .stderr(fs::File::create(at("log")).unwrap())
+            .spawn()
+            .unwrap();
+        fs::write(at("docker"), format!("#!/bin/sh\nexec docker -H {socket} \"$@\"\n")).unwrap();
+        fs::set_permissions(at("docker"), PermissionsExt::from_mode(0o755)).unwrap();
+        let mut docker = Self { daemon, directory };
+        let until = until();
+        while docker.run(&["version"]).is_err() {
+            if docker.daemon.try_wait().unwrap().is_some() || Instant::now() > until {
+                let log = fs::read_to_string(docker.directory.path().join("log")).unwrap();
+                eprintln!("SKIPPED: no Docker daemon can be run here: {log}");
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let image = format!(
+            "mkdir -p {0}/bin && cp $(which busybox) {0}/bin/sh && tar -C {0} -c . | {1} import - box",
+            docker.directory.path().join("root").display(),
+            docker.engine().display()
+        );
+        assert!(Command::new("/bin/sh").args(["-c", &image]).status().unwrap().success());
+        Some(docker)
+    }
+
+    fn engine(&self) -> PathBuf {
+        self.directory.path().join("docker")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = Command::new(self.engine()).args(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        let started = self.run(&["ps", "-aq"]).unwrap_or_default();
+        for container in started.lines() {
+            self.run(&["rm", "-f", container]).ok();
+        }
+        let pid = self.daemon.id().cast_signed();
+        if let Some(daemon) = process::stat(pid).ok().flatten() {
+            process::signal(&daemon, Signal::TERM).ok();
+        }
+        self.daemon.wait().ok();
+    }
+}
+
+#[test]
+fn a_container_stands_still_and_one_that_is_unknown_or_ended_is_told_apart() {
+    let Some(docker) = Docker::start() else { return };
+    let shared = docker.directory.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    let volume = format!("{}:/shared", shared.display());
+    let program = "while :; do echo x >> /shared/own; done";
+    let arguments = ["run", "-d", "--name", "mailer", "--network", "none", "-v", &volume, "box"];
+    docker.run(&[&arguments[..], &["/bin/sh", "-c", program]].concat()).unwrap();
+    let written = || fs::metadata(shared.join("own")).map_or(0, |found| found.len());
+    let goes_on = || {
+        let before = written();
+        await_that("the container goes on", || written() > before);
+    };
+    let aim = |name: &str| container::of(docker.engine(), name, until());
+    let target = aim("mailer").unwrap().target.unwrap();
+    assert_eq!(target.standing().unwrap(), Standing::Working);
+    goes_on();
+    target.freeze(until()).unwrap();
+    assert_eq!(target.standing().unwrap(), Standing::Still);
+    let before = written();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(written(), before);
+    assert!(aim("mailer").unwrap_err().advice().unwrap().contains("unpause mailer"));
+    target.thaw(until()).unwrap();
+    target.thaw(until()).unwrap();
+    goes_on();
+    docker.run(&["restart", "-t", "0", "mailer"]).unwrap();
+    assert_eq!(target.standing().unwrap(), Standing::Gone);
+    assert_ne!(aim("mailer").unwrap().target.unwrap(), target);
+    docker.run(&["kill", "mailer"]).unwrap();
+    assert_eq!(aim("mailer").unwrap().target, None);
+    target.thaw(until()).unwrap();
+    docker.run(&["rm", "mailer"]).unwrap();
+    assert!(aim("mailer").is_err());
+    target.thaw(until()).unwrap();
 }

@@ -10,9 +10,9 @@ const FREEZERS: [&str; 5] = ["pidfile", "cgroup", "container", "systemd", "freez
 
 pub(super) fn worker(mut table: Table<'_>, errors: &mut Errors) -> Option<WorkerPart> {
     let freezer = freezer(&mut table, errors);
-    let quiesce = optional(table.take("quiesce"), errors, command);
+    let quiesce = optional(table.take("quiesce"), errors, |f, e| command(&f, e));
     let resume_field = table.take("resume");
-    let resume = optional(resume_field.clone(), errors, command);
+    let resume = optional(resume_field.clone(), errors, |f, e| command(&f, e));
     let atomic_field = table.take("atomic");
     let atomic = optional(atomic_field.clone(), errors, |field, errors| field.truth(errors));
     let timeout =
@@ -40,7 +40,7 @@ pub(super) fn worker(mut table: Table<'_>, errors: &mut Errors) -> Option<Worker
 }
 
 #[allow(clippy::option_option, reason = "none: it is wrong; none in it: it is not there")]
-fn command(field: Field<'_>, errors: &mut Errors) -> Option<Option<String>> {
+fn command(field: &Field<'_>, errors: &mut Errors) -> Option<Option<String>> {
     field.text(errors).map(|text| Some(text.to_owned()))
 }
 
