@@ -98,6 +98,10 @@ impl Report {
         number(self.last(), attribute)
     }
 
+    fn count(&self, attribute: &str) -> u64 {
+        self.text_of(attribute).parse().unwrap_or_default()
+    }
+
     fn text_of(&self, attribute: &str) -> &str {
         text(self.last(), attribute)
     }
@@ -157,8 +161,8 @@ impl Report {
             "drain_ms": self.number("drain_ms"),
             "mark_ms": self.number("mark_ms"),
             "requests_total": load.map_or(0, |l| l.requests_total),
-            "requests_in_flight": self.number("requests_in_flight") as u64,
-            "requests_held": self.number("requests_held") as u64,
+            "requests_in_flight": self.count("requests_in_flight"),
+            "requests_held": self.count("requests_held"),
             "backups": self.backups.iter().map(summary).collect::<Vec<_>>(),
             "requests_failed": load.map_or(0, |l| l.requests_failed),
             "max_latency_ms": load.map_or(0.0, |l| l.max_latency_ms),
