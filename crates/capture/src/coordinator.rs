@@ -367,8 +367,9 @@ fn gather(
     };
     // Every mark must lie where every gateway held.
     let earliest_end = times(|g| g.hold_end).min().unwrap_or(hold_end);
-    if moment.marked > earliest_end || moment.marked < drained {
-        return Err(CaptureError::new("the marks were not taken while all gateways held"));
+    if drained < hold_begin || moment.marked > earliest_end || moment.marked < drained {
+        return Err(CaptureError::new("the marks were not taken while all gateways held")
+            .hint("if the host's clock was set back meanwhile, take the backup again"));
     }
     let Moment { marked, settle_us, mark_rounds, unheld_writes } = moment;
     Ok(Evidence {

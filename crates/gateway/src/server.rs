@@ -5,7 +5,7 @@
 //! after [`GRACE`] is closed.
 
 use crate::control_socket::ControlSocket;
-use crate::descriptors::make_room;
+use crate::descriptors::{Place, Room};
 use crate::endpoint::Endpoint;
 use crate::gate::Gate;
 use crate::options::{GatewayError, GatewayOptions};
@@ -14,13 +14,12 @@ use crate::upstream::Pool;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 /// How long requests in flight have when the gateway is told to stop.
 const GRACE: Duration = Duration::from_secs(30);
@@ -33,9 +32,9 @@ const IDLE: Duration = Duration::from_secs(75);
 pub struct Gateway {
     listener: TcpListener,
     address: SocketAddr,
+    room: Room,
     control: ControlSocket,
     endpoint: Option<Endpoint>,
-    room: Semaphore,
     options: GatewayOptions,
 }
 
@@ -50,16 +49,16 @@ impl Gateway {
                 return Err(GatewayError::Zero { option });
             }
         }
-        let room = make_room(options.max_held);
+        let room = Room::make(options.max_held);
         let failed = |source| GatewayError::Listen { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let endpoint = match &options.endpoint {
-            Some(part) => Some(Endpoint::bind(part).await?),
+            Some(part) => Some(Endpoint::bind(part, room.clone()).await?),
             None => None,
         };
         let control = ControlSocket::bind(&options.control).await?;
-        Ok(Self { listener, address, control, endpoint, room, options })
+        Ok(Self { listener, address, room, control, endpoint, options })
     }
 
     /// Where it accepts requests.
@@ -79,8 +78,7 @@ impl Gateway {
 
     /// Serves until `shutdown` ends, then finishes what is in flight.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
-        let Self { listener, address, control, endpoint, room, options } = self;
-        let room = Arc::new(room);
+        let Self { listener, address, room, control, endpoint, options } = self;
         let pool = Pool::new(options.upstream.clone());
         let gate = Gate::new(options.max_held, options.pass.clone(), pool);
         let (stop, stopping) = watch::channel(());
@@ -92,22 +90,11 @@ impl Gateway {
 
         let mut shutdown = pin!(shutdown);
         loop {
-            let accepted = tokio::select! {
-                accepted = accept(&listener, &room) => accepted,
+            let (stream, client, place) = tokio::select! {
+                accepted = room.accept(&listener) => accepted,
                 () = &mut shutdown => break,
             };
-            match accepted {
-                Ok((stream, client, place)) => {
-                    let stopping = stopping.clone();
-                    tokio::spawn(connection(gate.clone(), stream, client, place, stopping));
-                }
-                Err(error) => {
-                    // Out of descriptors, or a client that left early. Connections that are open
-                    // go on; spinning would only take their time.
-                    tracing::warn!(%error, "could not accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
+            tokio::spawn(connection(gate.clone(), stream, client, place, stopping.clone()));
         }
 
         tracing::info!(gateway = %options.name, "stopping");
@@ -127,27 +114,17 @@ impl Gateway {
     }
 }
 
-/// The next client, once there is room for it, and its place there.
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let place = room.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, client) = listener.accept().await?;
-    Ok((stream, client, place))
-}
-
 async fn connection(
     gate: Arc<Gate>,
     stream: TcpStream,
     client: SocketAddr,
-    place: OwnedSemaphorePermit,
+    place: Place,
     mut stopping: watch::Receiver<()>,
 ) {
     // Failing to set an option leaves a connection that works, only with a delay.
     let _ = stream.set_nodelay(true);
     let (stream, probe, leaving) = ClientStream::new(stream);
-    let visitor = Arc::new(Visitor { gate, client, probe, leaving, place: Arc::new(place) });
+    let visitor = Arc::new(Visitor { gate, client, place, probe, leaving });
     let service = service_fn(move |request| {
         let visitor = visitor.clone();
         async move { visitor.answer(request).await }

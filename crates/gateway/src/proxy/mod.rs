@@ -15,6 +15,7 @@ mod upgrade;
 pub(crate) use body::ResponseBody;
 pub(crate) use stream::{ClientProbe, ClientStream, Leaving};
 
+use crate::descriptors::Place;
 use crate::gate::{Entered, Gate, Seat};
 use crate::state::{About, Refusal, RefusedFor, Token};
 use http_body_util::{Either, Empty};
@@ -24,7 +25,6 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// The client went away; there is nobody to answer, and its connection is closed.
 #[derive(Debug, thiserror::Error)]
@@ -35,10 +35,9 @@ pub(crate) struct ClientGone;
 pub(crate) struct Visitor {
     pub(crate) gate: Arc<Gate>,
     pub(crate) client: SocketAddr,
+    pub(crate) place: Place,
     pub(crate) probe: ClientProbe,
     pub(crate) leaving: Arc<Leaving>,
-    /// Its place among the clients that there is room for. An upgraded connection keeps it.
-    pub(crate) place: Arc<OwnedSemaphorePermit>,
 }
 
 impl Visitor {

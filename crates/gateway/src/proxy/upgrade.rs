@@ -10,25 +10,20 @@
 //! answers to wait for. That is left to the services' own counters, which have to stand still
 //! before anything is marked.
 
+use crate::descriptors::Place;
 use crate::gate::{Gate, UpgradeCount};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::io;
-use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
 /// What one connection keeps of a client's bytes during a hold, beside the kernel.
 const BUFFER: usize = 8 * 1024;
 
 /// Joins a client's and the application's connection once both have switched. The connection
-/// counts as upgraded, and not as in flight, for as long as `count` lives, and keeps its `place`.
-pub(crate) fn join(
-    client: OnUpgrade,
-    upstream: OnUpgrade,
-    count: UpgradeCount,
-    place: Arc<OwnedSemaphorePermit>,
-) {
+/// counts as upgraded, and not as in flight, for as long as `count` lives, and keeps its place.
+pub(crate) fn join(client: OnUpgrade, upstream: OnUpgrade, count: UpgradeCount, place: Place) {
     tokio::spawn(async move {
         let _place = place;
         let (client, upstream) = match tokio::try_join!(client, upstream) {

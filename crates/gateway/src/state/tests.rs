@@ -584,3 +584,31 @@ proptest! {
         prop_assert!(world.state.ended.is_empty(), "holds are forgotten with their coordinators");
     }
 }
+
+#[test]
+fn a_wall_clock_that_is_set_back_or_forward_neither_ends_a_hold_nor_lengthens_it() {
+    let max_hold = Duration::from_secs(10);
+    let terms = Terms {
+        id: "h".to_owned(),
+        purpose: Purpose::Backup,
+        max_hold,
+        silence: Duration::from_secs(60),
+    };
+    let start = Instant::now();
+    let noon = "2026-11-27T12:00:00Z".parse::<Timestamp>().unwrap();
+    let at =
+        |wall: Timestamp, seconds| Moment { wall, clock: start + Duration::from_secs(seconds) };
+    let (last_year, next_year) = (
+        noon - jiff::SignedDuration::from_hours(8760),
+        noon + jiff::SignedDuration::from_hours(8760),
+    );
+    for (first, then) in [(noon, next_year), (noon, last_year), (last_year, next_year)] {
+        let mut state = State::<u64>::new(1);
+        let key = state.begin_hold(at(first, 0), terms.clone()).unwrap();
+        assert_eq!(state.next_deadline(), Some(start + max_hold));
+        let _ = state.expire(at(then, 9));
+        assert!(state.still_on(key).is_ok(), "{then}");
+        let _ = state.expire(at(first, 10));
+        assert_eq!(state.still_on(key).unwrap_err().reason, EndReason::MaxHold, "{then}");
+    }
+}
