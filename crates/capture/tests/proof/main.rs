@@ -18,7 +18,7 @@ use late::{After, Late};
 use stage::Stage;
 use stillpoint_capture::Participant;
 use stillpoint_model::manifest::{Completeness, Consistency};
-use stillpoint_testkit::workload::{self, PARTS, Traffic, Violation};
+use stillpoint_testkit::workload::{self, PARTS, Site, Traffic, Violation};
 
 /// Of the held rounds in the suite; `cargo xtask soak still-point` takes more.
 const ROUNDS: u32 = 2;
@@ -72,8 +72,9 @@ fn live_backups_are_not_of_one_instant() {
 fn is_found_and_named(part: &str) {
     let _alone = stage::alone();
     let stage = Stage::open(Traffic::LIGHT);
+    let fresh = Site::empty();
     for when in [When::BeforeHold, When::AfterRelease] {
-        let round = stage.round_of(|participant| {
+        let round = stage.round_of(&fresh, |participant| {
             if participant.name().as_str() == part {
                 let clock = stage.clock();
                 Box::new(Broken::new(participant, when, clock)) as Box<dyn Participant>
@@ -118,8 +119,9 @@ fn a_mark_of_a_mount_at_another_instant_is_found_and_named() {
 fn what_is_written_just_after_an_answer_is_waited_for_or_marked_once_more() {
     let _alone = stage::alone();
     let stage = Stage::open(Traffic::NONE);
+    let fresh = Site::empty();
     for (after, marks) in [(After::FirstCount, 1), (After::FirstMark, 2)] {
-        let round = stage.round_of(|participant| {
+        let round = stage.round_of(&fresh, |participant| {
             if participant.name().as_str() == PARTS[3] {
                 let bank = stage.clock().0;
                 Box::new(Late::new(participant, after, bank)) as Box<dyn Participant>

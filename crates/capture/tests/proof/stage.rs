@@ -128,24 +128,25 @@ impl Stage {
 
     /// A held backup, restored and judged.
     pub(crate) fn held_round(&self) -> Round {
-        self.round_of(|participant| participant)
+        self.round_of(&Site::empty(), |participant| participant)
     }
 
-    /// The same with participants that are not what they were.
+    /// The same with participants that are not what they were, restored to `fresh`.
     pub(crate) fn round_of(
         &self,
+        fresh: &Site,
         change: impl Fn(Box<dyn Participant>) -> Box<dyn Participant>,
     ) -> Round {
         let mut all = self.parts();
         let web = name("web");
         all.push(Box::new(GatewayParticipant::new(web, self.gateway.control(), Purpose::Backup)));
         all.push(Box::new(Worker::of(&self.site)));
-        self.round(false, all.into_iter().map(change).collect())
+        self.round(false, all.into_iter().map(change).collect(), fresh)
     }
 
     /// A live backup, restored and judged.
     pub(crate) fn live_round(&self) -> Round {
-        self.round(true, self.parts())
+        self.round(true, self.parts(), &Site::empty())
     }
 
     fn parts(&self) -> Vec<Box<dyn Participant>> {
@@ -158,7 +159,7 @@ impl Stage {
         all
     }
 
-    fn round(&self, live: bool, participants: Vec<Box<dyn Participant>>) -> Round {
+    fn round(&self, live: bool, participants: Vec<Box<dyn Participant>>, fresh: &Site) -> Round {
         // What was answered before the backup begins must be in there.
         let confirmed = self.clock().now();
         let order = BackupOrder {
@@ -175,8 +176,7 @@ impl Stage {
         let monitor: Arc<dyn Monitor> = Arc::new(Silent);
         let backup = back_up(&order, participants, &self.repository, &self.guard, &monitor)
             .unwrap_or_else(|error| panic!("the backup failed: {}", whole(&error)));
-        let fresh = Site::empty();
-        self.restore(&backup, &fresh)
+        self.restore(&backup, fresh)
             .unwrap_or_else(|error| panic!("the restore failed: {}", whole(&error)));
         let books = Books::read(fresh.addresses()).expect("what was restored can be read");
         let violations = judge(&books, confirmed);
@@ -190,15 +190,17 @@ impl Stage {
         for part in &backup.manifest.parts {
             parts.push(restore_part(&reader, backup, &part.name, part.role, fresh.addresses()));
         }
-        let directory = fresh.directory();
+        // A watchdog of its own, too: the one before may not have ended yet.
+        let directory = tempfile::tempdir().expect("a temporary directory");
         let order = RestoreOrder {
             backup: backup.manifest.backup.clone(),
             token: BackupId::random().as_str()[..12].to_owned(),
-            journal: directory.join("journal.json"),
+            journal: directory.path().join("journal.json"),
             recovery: vec!["recover".to_owned()],
             limits: Limits::default(),
         };
-        restore(&order, parts, Vec::new(), Vec::new(), &common::guard(directory), &Silent).map(drop)
+        let guard = common::guard(directory.path());
+        restore(&order, parts, Vec::new(), Vec::new(), &guard, &Silent).map(drop)
     }
 }
 
