@@ -21,6 +21,8 @@ const NEEDS: &[Need] = &[
     Need { package: "postgresql", what: "PostgreSQL's server and pg_dump", found: has_postgresql },
     Need { package: "mariadb-server", what: "MariaDB's server", found: has_mariadb },
     Need { package: "redis-server", what: "Redis's server", found: has_redis },
+    Need { package: "etcd-server", what: "etcd", found: || in_path("etcd") },
+    Need { package: "etcd-client", what: "etcdctl", found: || in_path("etcdctl") },
     Need { package: "restic", what: "restic", found: || in_path("restic") },
     Need { package: "git", what: "git", found: || in_path("git") },
     Need { package: "python3", what: "Python 3", found: || in_path("python3") },
