@@ -23,6 +23,8 @@ const NEEDS: &[Need] = &[
     Need { package: "redis-server", what: "Redis's server", found: has_redis },
     Need { package: "etcd-server", what: "etcd", found: || in_path("etcd") },
     Need { package: "etcd-client", what: "etcdctl", found: || in_path("etcdctl") },
+    Need { package: "nginx-light", what: "nginx", found: has_nginx },
+    Need { package: "caddy", what: "Caddy", found: || in_path("caddy") },
     Need { package: "restic", what: "restic", found: || in_path("restic") },
     Need { package: "git", what: "git", found: || in_path("git") },
     Need { package: "python3", what: "Python 3", found: || in_path("python3") },
@@ -157,6 +159,11 @@ fn has_mariadb() -> bool {
 
 fn has_redis() -> bool {
     ["redis-server", "redis-cli"].iter().all(|tool| in_path(tool))
+}
+
+fn has_nginx() -> bool {
+    // Like MariaDB's.
+    in_path("nginx") || Path::new("/usr/sbin/nginx").is_file()
 }
 
 fn in_path(program: &str) -> bool {

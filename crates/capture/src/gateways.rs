@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use stillpoint_gateway::control::{self, Control, Held, Purpose};
 use stillpoint_model::ids::PartName;
-use stillpoint_model::manifest::GatewayEvidence;
+use stillpoint_model::manifest::{EndpointEvidence, GatewayEvidence};
 use stillpoint_model::progress::Monitor;
 use stillpoint_repository::Writer;
 
@@ -132,6 +132,11 @@ impl Participant for GatewayParticipant {
     }
 
     fn account(&mut self) -> Account {
-        Account { gateway: self.evidence.take(), ..Account::default() }
+        let gateway = self.evidence.take();
+        let endpoint = gateway.as_ref().and_then(|evidence| evidence.endpoint.as_ref());
+        let doubts = endpoint.map(EndpointEvidence::doubts).unwrap_or_default();
+        let doubts =
+            doubts.iter().map(|doubt| format!("gateway `{}`: {doubt}", self.name)).collect();
+        Account { gateway, doubts, ..Account::default() }
     }
 }

@@ -126,6 +126,9 @@ impl Participant for Scripted {
                 in_flight_at_begin: 1,
                 held: 2,
                 refused: 0,
+                excepted: 0,
+                re_entrant: 0,
+                endpoint: None,
             });
         }
         self.step("release")

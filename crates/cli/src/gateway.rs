@@ -38,6 +38,8 @@ pub(crate) fn run(global: &Global, arguments: &GatewayRunArgs) -> Result<(), Fai
         max_hold: part.max_hold,
         max_held: part.max_held,
         control: place.gateway_socket(name)?,
+        pass: part.pass.clone(),
+        endpoint: part.endpoint.clone(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

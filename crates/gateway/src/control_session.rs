@@ -1,14 +1,15 @@
 //! The gateway's side of one coordinator's connection. The connection is the dead-man's handle:
 //! however this session ends, its hold ends with it.
 
+use crate::endpoint::Ledger;
 use crate::gate::Gate;
 use crate::options::GatewayOptions;
 use crate::state::{Account, HoldKey, NoHold, State, Terms};
 use crate::wire::{Ask, Ended, LONGEST_LINE, MOST_NAMED, PROTOCOL, Purpose, Status, Tell};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
-use stillpoint_model::manifest::GatewayEvidence;
+use std::time::{Duration, Instant};
+use stillpoint_model::manifest::{EndpointEvidence, GatewayEvidence};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -17,6 +18,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 pub(crate) struct Session {
     gate: Arc<Gate>,
     options: Arc<GatewayOptions>,
+    ledger: Option<Arc<Ledger>>,
     hold: Option<CurrentHold>,
 }
 
@@ -26,6 +28,8 @@ struct CurrentHold {
     key: HoldKey,
     id: String,
     purpose: Purpose,
+    /// No later than the first request was parked.
+    began: Instant,
     told_drained: bool,
     told_ended: bool,
 }
@@ -41,8 +45,12 @@ impl Drop for CurrentHold {
 }
 
 impl Session {
-    pub(crate) fn new(gate: Arc<Gate>, options: Arc<GatewayOptions>) -> Self {
-        Self { gate, options, hold: None }
+    pub(crate) fn new(
+        gate: Arc<Gate>,
+        options: Arc<GatewayOptions>,
+        ledger: Option<Arc<Ledger>>,
+    ) -> Self {
+        Self { gate, options, ledger, hold: None }
     }
 
     pub(crate) async fn run(mut self, stream: UnixStream) {
@@ -161,6 +169,7 @@ impl Session {
         // Nothing waits longer than `max_hold` in any case; so sums of times cannot overflow.
         let silence = silence.min(max_hold);
         let terms = Terms { id: id.clone(), purpose, max_hold, silence };
+        let asked = Instant::now();
         match self.gate.begin_hold(terms) {
             Ok((key, began, in_flight_at_begin)) => {
                 tracing::info!(hold = id, in_flight_at_begin, ?max_hold, ?silence, "holding");
@@ -169,6 +178,7 @@ impl Session {
                     key,
                     id,
                     purpose,
+                    began: asked,
                     told_drained: false,
                     told_ended: false,
                 });
@@ -191,8 +201,10 @@ impl Session {
                 self.gate.transition(|state, now| state.refuse_on_silence(now, key))
             }
             Ask::Release {} => {
+                // Before the release: what the ledger hears later may be of requests after it.
+                let endpoint = self.ledger.as_ref().map(|ledger| ledger.report(hold.began));
                 let released = self.gate.transition(|state, now| state.release(now, key));
-                return self.released(&hold, released);
+                return self.released(&hold, released, endpoint);
             }
             _ => self.gate.transition(|state, now| state.check(now, key)),
         };
@@ -203,7 +215,12 @@ impl Session {
         }
     }
 
-    fn released(&self, hold: &CurrentHold, released: Result<Account, Ended>) -> Tell {
+    fn released(
+        &self,
+        hold: &CurrentHold,
+        released: Result<Account, Ended>,
+        endpoint: Option<EndpointEvidence>,
+    ) -> Tell {
         match released {
             Ok(account) => {
                 tracing::info!(
@@ -222,6 +239,9 @@ impl Session {
                         in_flight_at_begin: account.in_flight_at_begin,
                         held: account.held,
                         refused: account.refused,
+                        excepted: account.excepted,
+                        re_entrant: account.re_entrant,
+                        endpoint,
                     }),
                 }
             }

@@ -2,6 +2,7 @@
 //! never taken from a gateway that still answers, and removed in the end only if it is still ours.
 
 use crate::control_session::Session;
+use crate::endpoint::Ledger;
 use crate::gate::Gate;
 use crate::options::{GatewayError, GatewayOptions};
 use rustix::fs::{Mode, fchmod};
@@ -42,13 +43,19 @@ impl ControlSocket {
     }
 
     /// Serves coordinators until it is dropped, which ends their sessions and so their holds.
-    pub(crate) async fn serve(self, gate: Arc<Gate>, options: Arc<GatewayOptions>) {
+    pub(crate) async fn serve(
+        self,
+        gate: Arc<Gate>,
+        options: Arc<GatewayOptions>,
+        ledger: Option<Arc<Ledger>>,
+    ) {
         let mut sessions = JoinSet::new();
         loop {
             while sessions.try_join_next().is_some() {}
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    sessions.spawn(Session::new(gate.clone(), options.clone()).run(stream));
+                    let session = Session::new(gate.clone(), options.clone(), ledger.clone());
+                    sessions.spawn(session.run(stream));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "could not accept a control connection");

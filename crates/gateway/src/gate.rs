@@ -13,6 +13,7 @@ use crate::upstream::Pool;
 use jiff::Timestamp;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use stillpoint_model::route::Route;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -33,16 +34,19 @@ pub(crate) struct Gate {
     state: Mutex<State<Ticket>>,
     /// Ticks when a coordinator or the timer must look again.
     changed: watch::Sender<()>,
+    /// What is never held.
+    pass: Vec<Route>,
     pub(crate) pool: Pool,
     upgraded: AtomicU64,
     bad_gateway: AtomicU64,
 }
 
 impl Gate {
-    pub(crate) fn new(max_held: usize, pool: Pool) -> Arc<Self> {
+    pub(crate) fn new(max_held: usize, pass: Vec<Route>, pool: Pool) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State::new(max_held)),
             changed: watch::Sender::new(()),
+            pass,
             pool,
             upgraded: AtomicU64::new(0),
             bad_gateway: AtomicU64::new(0),
@@ -110,6 +114,10 @@ impl Gate {
         gone: impl Future<Output = ()>,
     ) -> Entered {
         let token = random_token();
+        if self.pass.iter().any(|route| route.lets_pass(about.method.as_str(), about.uri.path())) {
+            self.lock().except();
+            return Entered::Passed(Seat { gate: self.clone(), id: None }, token);
+        }
         let mut waiting = None;
         let arrival = {
             let mut state = self.lock();
@@ -123,7 +131,7 @@ impl Gate {
             let Arrival::Refuse(refusal) = arrival else { unreachable!("all else was matched") };
             return Entered::Refused(refusal);
         };
-        let seat = Seat { gate: self.clone(), id };
+        let seat = Seat { gate: self.clone(), id: Some(id) };
         let Some(verdict) = waiting else { return Entered::Passed(seat, token) };
         tokio::select! {
             biased;
@@ -178,12 +186,22 @@ impl Gate {
 /// A request's place at the gate. See the module.
 pub(crate) struct Seat {
     gate: Arc<Gate>,
-    id: RequestId,
+    /// None for what is never held: nobody waits for it.
+    id: Option<RequestId>,
+}
+
+impl Seat {
+    /// Whether somebody may have to wait until it is given up.
+    pub(crate) fn counts(&self) -> bool {
+        self.id.is_some()
+    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.gate.transition(|state, now| ((), state.leave(now, self.id)));
+        if let Some(id) = self.id {
+            self.gate.transition(|state, now| ((), state.leave(now, id)));
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 //!
 //! The rooms: `state` is the hold as a state machine without I/O; `gate` puts the lock, the clock
 //! and the waiting around it; `proxy` is a request's way through; `upstream` the connections to the
-//! application; `control_socket` and `control_session` serve coordinators; `wire` is the control
+//! application; `endpoint` answers proxies that only ask; `control_socket` and `control_session` serve coordinators; `wire` is the control
 //! protocol's vocabulary; [`control`] is the coordinator's side of it, blocking and without an
 //! async runtime.
 
@@ -17,6 +17,7 @@ pub mod control;
 mod control_session;
 mod control_socket;
 mod descriptors;
+mod endpoint;
 mod gate;
 mod options;
 mod proxy;

@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+use stillpoint_model::config::{EndpointPart, SyslogAddress};
 use stillpoint_model::ids::PartName;
+use stillpoint_model::route::Route;
 
 /// What a gateway is told when it starts.
 #[derive(Debug, Clone)]
@@ -26,6 +28,10 @@ pub struct GatewayOptions {
     /// The Unix socket of the control protocol, created with mode 0600. A stale one is replaced
     /// only if nobody answers on it.
     pub control: PathBuf,
+    /// Requests that are never held.
+    pub pass: Vec<Route>,
+    /// Where a proxy asks whether its requests may begin.
+    pub endpoint: Option<EndpointPart>,
 }
 
 /// The application's address, from `http://HOST[:PORT]`.
@@ -119,6 +125,15 @@ pub enum GatewayError {
     ControlInTheWay {
         /// The path.
         path: PathBuf,
+    },
+    /// The socket for a proxy's access log could not be made.
+    #[error("could not receive syslog at {address}")]
+    Syslog {
+        /// The address.
+        address: SyslogAddress,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// An option makes no sense.
     #[error("{option} must be more than 0")]

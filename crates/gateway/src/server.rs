@@ -6,6 +6,7 @@
 
 use crate::control_socket::ControlSocket;
 use crate::descriptors::make_room;
+use crate::endpoint::Endpoint;
 use crate::gate::Gate;
 use crate::options::{GatewayError, GatewayOptions};
 use crate::proxy::{ClientStream, Visitor};
@@ -32,6 +33,7 @@ pub struct Gateway {
     listener: TcpListener,
     address: SocketAddr,
     control: ControlSocket,
+    endpoint: Option<Endpoint>,
     options: GatewayOptions,
 }
 
@@ -50,8 +52,12 @@ impl Gateway {
         let failed = |source| GatewayError::Listen { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        let endpoint = match &options.endpoint {
+            Some(part) => Some(Endpoint::bind(part).await?),
+            None => None,
+        };
         let control = ControlSocket::bind(&options.control).await?;
-        Ok(Self { listener, address, control, options })
+        Ok(Self { listener, address, control, endpoint, options })
     }
 
     /// Where it accepts requests.
@@ -59,13 +65,26 @@ impl Gateway {
         self.address
     }
 
+    /// Where its hold endpoint is asked, if it has one.
+    pub fn endpoint_address(&self) -> Option<SocketAddr> {
+        self.endpoint.as_ref().map(Endpoint::address)
+    }
+
+    /// Where it receives a proxy's access log by UDP, if it does.
+    pub fn syslog_address(&self) -> Option<SocketAddr> {
+        self.endpoint.as_ref().and_then(Endpoint::syslog_address)
+    }
+
     /// Serves until `shutdown` ends, then finishes what is in flight.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
-        let Self { listener, address, control, options } = self;
-        let gate = Gate::new(options.max_held, Pool::new(options.upstream.clone()));
+        let Self { listener, address, control, endpoint, options } = self;
+        let pool = Pool::new(options.upstream.clone());
+        let gate = Gate::new(options.max_held, options.pass.clone(), pool);
         let (stop, stopping) = watch::channel(());
         let timer = tokio::spawn(gate.clone().keep_time());
-        let control = tokio::spawn(control.serve(gate.clone(), Arc::new(options.clone())));
+        let ledger = endpoint.as_ref().map(Endpoint::ledger);
+        let endpoint = endpoint.map(|endpoint| endpoint.serve(gate.clone(), stopping.clone()));
+        let control = tokio::spawn(control.serve(gate.clone(), Arc::new(options.clone()), ledger));
         tracing::info!(gateway = %options.name, %address, upstream = %options.upstream, "serving");
 
         let mut shutdown = pin!(shutdown);
@@ -99,6 +118,7 @@ impl Gateway {
         // The control socket is removed when its task has really ended.
         let _ = control.await;
         timer.abort();
+        drop(endpoint);
         Ok(())
     }
 }

@@ -169,6 +169,10 @@ pub struct Account {
     pub held: u64,
     /// How many were refused.
     pub refused: u64,
+    /// How many passed because they may.
+    pub excepted: u64,
+    /// How many passed because the application sent them while it served one in flight.
+    pub re_entrant: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -183,6 +187,8 @@ struct Hold {
     in_flight_at_begin: u64,
     held: u64,
     refused: u64,
+    excepted: u64,
+    re_entrant: u64,
 }
 
 impl Hold {
@@ -276,7 +282,10 @@ impl<T> State<T> {
         let full = self.parked.len() >= self.max_held;
         let refusal = match &mut self.phase {
             Phase::Passing => None,
-            _ if re_entrant => {
+            waiting if re_entrant => {
+                if let Phase::Held(hold) = waiting {
+                    hold.re_entrant += 1;
+                }
                 self.totals.re_entrant += 1;
                 None
             }
@@ -311,6 +320,15 @@ impl<T> State<T> {
         let id = self.next_id();
         self.admit(id, InFlight { about, token, since: now.clock, paced: false });
         Arrival::Pass(id)
+    }
+
+    /// A request that is never held has come. It is not in flight either.
+    pub fn except(&mut self) {
+        self.totals.requests += 1;
+        self.totals.excepted += 1;
+        if let Phase::Held(hold) = &mut self.phase {
+            hold.excepted += 1;
+        }
     }
 
     /// A request has been answered to its last byte, or its client is gone, wherever it was.
@@ -364,6 +382,8 @@ impl<T> State<T> {
             // Those that still waited from the hold before wait in this one.
             held: self.parked.len() as u64,
             refused: 0,
+            excepted: 0,
+            re_entrant: 0,
             terms,
         }));
         Ok(self.next_hold)
@@ -410,6 +430,8 @@ impl<T> State<T> {
                 in_flight_at_begin: hold.in_flight_at_begin,
                 held: hold.held,
                 refused: hold.refused,
+                excepted: hold.excepted,
+                re_entrant: hold.re_entrant,
             };
             hold.refuse_on_silence = false;
             self.end_hold(now, EndReason::Released, &mut effects);

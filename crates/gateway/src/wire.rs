@@ -156,6 +156,9 @@ pub struct Totals {
     pub abandoned: u64,
     /// Requests of the application to itself that passed during a hold.
     pub re_entrant: u64,
+    /// Requests that passed because the configuration says that they may.
+    #[serde(default)]
+    pub excepted: u64,
     /// Requests answered 502.
     pub bad_gateway: u64,
     /// Holds begun.

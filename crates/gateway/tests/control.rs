@@ -20,6 +20,8 @@ fn options(control: &std::path::Path) -> GatewayOptions {
         max_hold: Duration::from_secs(1),
         max_held: 1,
         control: control.to_owned(),
+        pass: Vec::new(),
+        endpoint: None,
     }
 }
 

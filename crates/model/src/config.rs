@@ -19,6 +19,7 @@ mod values;
 pub use error::{ConfigError, ConfigErrors};
 
 use crate::ids::{EnvironmentName, LocationName, PartName, ProjectId, RegionName};
+use crate::route::Route;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -105,6 +106,53 @@ pub struct GatewayPart {
     pub max_hold: Duration,
     /// No more requests wait than this; further ones are answered 503.
     pub max_held: usize,
+    /// Requests that are never held, nor waited for: health checks, which write nothing.
+    pub pass: Vec<Route>,
+    /// Where a proxy asks whether a request may begin, if one does.
+    pub endpoint: Option<EndpointPart>,
+}
+
+/// A gateway's hold endpoint: a proxy that cannot send its requests through the gateway asks here
+/// whether each may begin (`auth_request` of nginx, `forward_auth` of Caddy).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointPart {
+    /// Where it is asked.
+    pub listen: SocketAddr,
+    /// How it hears that requests have ended. Without it nothing is better than crash-consistent.
+    pub completions: Option<CompletionsPart>,
+}
+
+/// A proxy's access log, sent by syslog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompletionsPart {
+    /// Where it is sent to.
+    pub syslog: SyslogAddress,
+    /// A request that is not reported to have ended in this time is not waited for any longer, and
+    /// costs the label. Less than the gateway's `drain_timeout`.
+    pub within: Duration,
+}
+
+impl CompletionsPart {
+    /// `within` where the file says nothing.
+    pub const WITHIN: Duration = Duration::from_secs(5);
+}
+
+/// Where datagrams of syslog are received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SyslogAddress {
+    /// `unixgram:/PATH`.
+    Unix(PathBuf),
+    /// `udp:ADDRESS:PORT`.
+    Udp(SocketAddr),
+}
+
+impl fmt::Display for SyslogAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unixgram:{}", path.display()),
+            Self::Udp(address) => write!(f, "udp:{address}"),
+        }
+    }
 }
 
 impl GatewayPart {

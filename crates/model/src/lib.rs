@@ -5,4 +5,5 @@ pub mod config;
 pub mod ids;
 pub mod manifest;
 pub mod progress;
+pub mod route;
 pub mod step;

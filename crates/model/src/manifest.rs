@@ -187,6 +187,80 @@ pub struct GatewayEvidence {
     pub held: u64,
     /// Requests that arrived during the hold and were refused (more than `max_held` waited).
     pub refused: u64,
+    /// Requests that passed during the hold because the configuration says that they may.
+    #[serde(default)]
+    pub excepted: u64,
+    /// Requests of the application to itself, while it served one in flight, that passed during
+    /// the hold.
+    #[serde(default)]
+    pub re_entrant: u64,
+    /// What its hold endpoint adds. Absent where all requests went through the gateway itself: it
+    /// sees them end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<EndpointEvidence>,
+}
+
+/// What is known of a hold by a hold endpoint: a proxy asks it whether a request may begin, and
+/// reports by its access log that it has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointEvidence {
+    /// Whether the proxy reports that requests have ended.
+    pub completions: bool,
+    /// Requests that had passed before the hold, and of which nobody had said that they ended when
+    /// it was released.
+    pub unfinished: u64,
+    /// Upgraded connections (WebSocket) that were open: an endpoint cannot hold what they bring.
+    pub upgraded: u64,
+    /// Requests that the proxy let pass without asking, from a minute before the hold on.
+    pub unasked: u64,
+    /// How long the endpoint had been there when the hold began, in milliseconds.
+    pub up_ms: u64,
+}
+
+impl EndpointEvidence {
+    /// An endpoint that began less than this before a hold may not know of all that is in flight.
+    pub const YOUNG_MS: u64 = 60_000;
+
+    /// What speaks against `consistent`, in words.
+    pub fn doubts(&self) -> Vec<String> {
+        let mut doubts = Vec::new();
+        if !self.completions {
+            doubts.push(
+                "its endpoint is not told when requests end (`completions` is not set), so some \
+                 may still have been at work"
+                    .to_owned(),
+            );
+        } else if self.unfinished > 0 {
+            doubts.push(format!(
+                "nobody reported the end of {} that had passed before the hold",
+                number(self.unfinished, "request")
+            ));
+        }
+        if self.upgraded > 0 {
+            doubts.push(format!(
+                "an endpoint cannot hold what comes over {} that was open",
+                number(self.upgraded, "upgraded connection")
+            ));
+        }
+        if self.unasked > 0 {
+            doubts.push(format!(
+                "the proxy let {} pass without asking its endpoint",
+                number(self.unasked, "request")
+            ));
+        }
+        if self.up_ms < Self::YOUNG_MS {
+            doubts.push(format!(
+                "its endpoint had begun only {:.1} s before, and does not know of requests from \
+                 before that",
+                self.up_ms as f64 / 1000.0
+            ));
+        }
+        doubts
+    }
+}
+
+fn number(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 /// One captured part.

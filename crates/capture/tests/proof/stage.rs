@@ -290,6 +290,8 @@ impl RunningGateway {
             upstream: format!("http://{upstream}").parse().expect("an upstream"),
             max_hold: Duration::from_secs(30),
             max_held: 10_000,
+            pass: Vec::new(),
+            endpoint: None,
             control: control.clone(),
         };
         let runtime = Runtime::new().expect("a runtime");

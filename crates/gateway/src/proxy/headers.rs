@@ -64,7 +64,7 @@ pub(crate) fn to_upstream(
         headers.insert(UPGRADE, protocol);
     }
     forwarded(headers, client.ip().to_canonical());
-    headers.insert(IN_FLIGHT, ascii(format!("{token:032x}")));
+    headers.insert(IN_FLIGHT, self::token(token));
 }
 
 /// Makes the application's response headers the client's.
@@ -150,8 +150,9 @@ fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, element: &str) {
     }
 }
 
-fn ascii(text: String) -> HeaderValue {
-    HeaderValue::try_from(text).expect("hexadecimal digits are a header's value")
+/// A token as it stands in its header.
+pub(crate) fn token(token: Token) -> HeaderValue {
+    HeaderValue::try_from(format!("{token:032x}")).expect("hexadecimal digits are a header's value")
 }
 
 #[cfg(test)]

@@ -135,15 +135,23 @@ fn name_host(request: &mut Request<Incoming>) {
 }
 
 fn refused(refusal: Refusal) -> Response<ResponseBody> {
+    let mut response = words(StatusCode::SERVICE_UNAVAILABLE, refusal_in_words(refusal));
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry_after(refusal)));
+    response
+}
+
+/// What a client that is refused is told.
+pub(crate) fn refusal_in_words(refusal: Refusal) -> String {
     let why = match refusal.why {
         RefusedFor::TooManyHeld => "too many requests wait already; please try again",
         RefusedFor::RestoreUnfinished => "a restore is being finished; please try again",
     };
-    let seconds = refusal.retry_after.as_millis().div_ceil(1000).max(1) as u64;
-    let mut response =
-        words(StatusCode::SERVICE_UNAVAILABLE, format!("stillpoint gateway: {why}\n"));
-    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-    response
+    format!("stillpoint gateway: {why}\n")
+}
+
+/// In whole seconds, and never "at once".
+pub(crate) fn retry_after(refusal: Refusal) -> u64 {
+    refusal.retry_after.as_millis().div_ceil(1000).max(1) as u64
 }
 
 fn words(status: StatusCode, text: String) -> Response<ResponseBody> {

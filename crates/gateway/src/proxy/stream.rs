@@ -148,7 +148,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_response_stays_in_flight_until_its_last_byte_has_left_hypers_buffer() {
-        let gate = Gate::new(1, Pool::new("http://127.0.0.1:9".parse().unwrap()));
+        let gate = Gate::new(1, Vec::new(), Pool::new("http://127.0.0.1:9".parse().unwrap()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, address) = listener.accept().await.unwrap();

@@ -23,6 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+pub mod proxies;
+
 pub type Body = BoxBody<Bytes, hyper::Error>;
 pub type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
@@ -82,6 +84,8 @@ pub async fn plain() -> Application {
 /// ends with the runtime.
 pub struct TestGateway {
     pub address: SocketAddr,
+    pub endpoint: Option<SocketAddr>,
+    pub syslog: Option<SocketAddr>,
     pub socket: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<Result<(), GatewayError>>,
@@ -103,15 +107,18 @@ impl TestGateway {
             max_hold: Duration::from_mins(1),
             max_held: 10_000,
             control: socket.clone(),
+            pass: Vec::new(),
+            endpoint: None,
         };
         change(&mut options);
         let gateway = Gateway::bind(options).await.unwrap();
         let address = gateway.address();
+        let (endpoint, syslog) = (gateway.endpoint_address(), gateway.syslog_address());
         let (stop, stopped) = oneshot::channel::<()>();
         let served = tokio::spawn(gateway.serve(async move {
             let _ = stopped.await;
         }));
-        Self { address, socket, stop: Some(stop), served, _directory: directory }
+        Self { address, endpoint, syslog, socket, stop: Some(stop), served, _directory: directory }
     }
 
     /// Tells it to stop, without waiting.

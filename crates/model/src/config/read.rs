@@ -4,17 +4,18 @@ use super::node::{self, Place};
 use super::reader::{Errors, Field, Table};
 use super::values::{
     Refusal, directory_url, etcd_url, excludes, listen, mariadb_url, path, pattern, postgresql_url,
-    rate, redis_url, upstream, variable_name,
+    rate, redis_url, route, syslog, upstream, variable_name,
 };
 use super::{
-    Code, Config, ConfigErrors, Environment, EnvironmentKind, GatewayPart, Limits, Location,
-    Mariadb, MountPart, OnPartial, Redis, Region, ServicePart,
+    Code, CompletionsPart, Config, ConfigErrors, EndpointPart, Environment, EnvironmentKind,
+    GatewayPart, Limits, Location, Mariadb, MountPart, OnPartial, Redis, Region, ServicePart,
 };
 use crate::ids::{LocationName, PartName, ProjectId};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 const SERVICE_TYPES: [&str; 7] =
     ["postgresql", "mariadb", "mysql", "redis", "valkey", "etcd", "sqlite"];
@@ -198,6 +199,16 @@ fn gateway(mut table: Table<'_>, errors: &mut Errors) -> Option<GatewayPart> {
         optional_or(hold_field.clone(), GatewayPart::MAX_HOLD, errors, |f, e| f.duration(e));
     let max_held =
         optional_or(table.take("max_held"), GatewayPart::MAX_HELD, errors, |f, e| f.count(e));
+    let pass = optional(table.take("pass"), errors, |field, errors| {
+        let texts = field.texts(errors)?;
+        let count = texts.len();
+        let routes: Vec<_> =
+            texts.iter().filter_map(|(field, _)| field.text_as(errors, route)).collect();
+        (routes.len() == count).then_some(routes)
+    });
+    let endpoint = optional(table.take("endpoint"), errors, |field, errors| {
+        endpoint(&field, drain_timeout, errors).map(Some)
+    });
     table.unsupported("host", errors);
     table.finish(errors);
     if let (Some(drain), Some(hold)) = (drain_timeout, max_hold)
@@ -218,7 +229,46 @@ fn gateway(mut table: Table<'_>, errors: &mut Errors) -> Option<GatewayPart> {
         drain_timeout: drain_timeout?,
         max_hold: max_hold?,
         max_held: max_held?,
+        pass: pass?,
+        endpoint: endpoint?,
     })
+}
+
+fn endpoint(
+    field: &Field<'_>,
+    drain_timeout: Option<Duration>,
+    errors: &mut Errors,
+) -> Option<EndpointPart> {
+    let mut table = field.table(errors)?;
+    let listen = table
+        .require("listen", "write `listen: \"127.0.0.1:8001\"`")
+        .and_then(|field| field.text_as(errors, listen));
+    let completions = optional(table.take("completions"), errors, |field, errors| {
+        let mut table = field.table(errors)?;
+        let syslog = table
+            .require("syslog", "write `syslog: \"unixgram:/run/stillpoint/log.sock\"`")
+            .and_then(|field| field.text_as(errors, syslog));
+        let within_field = table.take("within");
+        let within = optional_or(within_field.clone(), CompletionsPart::WITHIN, errors, |f, e| {
+            f.duration(e)
+        });
+        table.finish(errors);
+        if let (Some(within), Some(drain)) = (within, drain_timeout)
+            && within >= drain
+        {
+            within_field.unwrap_or(field).refuse(
+                errors,
+                Refusal::new(format!(
+                    "the end of a request is waited for {within:?}, but the drain takes no longer \
+                     than {drain:?}"
+                ))
+                .hint("`within` must be less than `drain_timeout`"),
+            );
+        }
+        Some(Some(CompletionsPart { syslog: syslog?, within: within? }))
+    });
+    table.finish(errors);
+    Some(EndpointPart { listen: listen?, completions: completions? })
 }
 
 fn service(mut table: Table<'_>, errors: &mut Errors) -> Option<ServicePart> {

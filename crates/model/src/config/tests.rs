@@ -65,6 +65,8 @@ fn a_good_file_is_read_whole() {
             drain_timeout: Duration::from_secs(5),
             max_hold: Duration::from_secs(30),
             max_held: 10_000,
+            pass: Vec::new(),
+            endpoint: None,
         }
     );
     assert_eq!(
@@ -136,6 +138,62 @@ fn durations_are_read_with_their_units() {
 }
 
 #[test]
+fn a_gateways_exceptions_and_endpoint_are_read() {
+    let text = with(
+        "drain_timeout: 5s",
+        "pass: [\"/healthz\", \"/metrics*\"], endpoint: { listen: \"127.0.0.1:8001\", \
+         completions: { syslog: \"unixgram:/run/stillpoint/log.sock\" } }",
+    );
+    let config = parse("f", &text).unwrap();
+    let web = &main_of(&config).gateways[&name("web")];
+    assert_eq!(web.pass, ["/healthz".parse().unwrap(), "/metrics*".parse().unwrap()]);
+    let endpoint = web.endpoint.as_ref().unwrap();
+    assert_eq!(endpoint.listen, "127.0.0.1:8001".parse().unwrap());
+    let completions = endpoint.completions.as_ref().unwrap();
+    assert_eq!(completions.syslog, SyslogAddress::Unix("/run/stillpoint/log.sock".into()));
+    assert_eq!(completions.within, Duration::from_secs(5));
+    let text =
+        text.replace("unixgram:/run/stillpoint/log.sock\"", "udp:127.0.0.1:8514\", within: 2s");
+    let config = parse("f", &text).unwrap();
+    let endpoint = main_of(&config).gateways[&name("web")].endpoint.clone().unwrap();
+    let completions = endpoint.completions.unwrap();
+    assert_eq!(completions.syslog, SyslogAddress::Udp("127.0.0.1:8514".parse().unwrap()));
+    assert_eq!(completions.within, Duration::from_secs(2));
+}
+
+#[test]
+fn an_exception_that_is_everything_is_refused_at_its_place() {
+    refused(
+        &with("drain_timeout: 5s", "pass: [\"/healthz\", \"/*\"]"),
+        "stillpoint.yaml:7:92: key `environments.main.gateways.web.pass[1]`: `/*` is not a path \
+         that may pass: it is every path, and a gateway that holds nothing proves nothing; write \
+         \"/healthz\", or \"/metrics*\"",
+    );
+}
+
+#[test]
+fn an_endpoint_that_cannot_be_is_refused_at_its_place() {
+    let line = |endpoint: &str| with("drain_timeout: 5s", &format!("endpoint: {endpoint}"));
+    let completions = |what: &str| line(&format!("{{ listen: \"[::1]:1\", completions: {what} }}"));
+    for (text, says) in [
+        (line("{}"), "endpoint.listen`: this key is missing"),
+        (line("{ listen: \"web:80\" }"), "endpoint.listen`: `web:80` is not an IP address"),
+        (completions("{}"), "completions.syslog`: this key is missing"),
+        (completions("{ syslog: \"/dev/log\" }"), "this is not an address for syslog"),
+        (completions("{ syslog: \"unixgram:log.sock\" }"), "a socket's path is absolute"),
+        (completions("{ syslog: \"udp:514\" }"), "`514` is not an IP address with a port"),
+        (
+            completions("{ syslog: \"udp:[::1]:514\", within: 10s }"),
+            "completions.within`: the end of a request is waited for 10s, but the drain takes no \
+             longer than 10s; `within` must be less than `drain_timeout`",
+        ),
+    ] {
+        let said = refusals(&text);
+        assert!(said.contains(says), "{said}");
+    }
+}
+
+#[test]
 fn a_partial_backup_can_be_made_a_failure() {
     let config = parse("f", &with("    mounts:", "    on_partial: fail\n    mounts:")).unwrap();
     assert_eq!(main_of(&config).on_partial, OnPartial::Fail);
@@ -170,7 +228,8 @@ fn an_unknown_key_names_the_one_that_was_meant() {
     refused(
         &with("upstream: \"http", "upstrem: \"http"),
         "stillpoint.yaml:7:38: key `environments.main.gateways.web.upstrem`: unknown key; did you \
-         mean `upstream`? Known keys here: listen, upstream, drain_timeout, max_hold, max_held",
+         mean `upstream`? Known keys here: listen, upstream, drain_timeout, max_hold, max_held, \
+         pass, endpoint",
     );
     refused(
         &with("regions:", "colour: red\nregions:"),

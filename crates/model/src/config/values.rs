@@ -1,6 +1,8 @@
 //! Readers of single values: durations, addresses, URLs, paths. None of their refusals repeats a
 //! URL, since it could hold a password.
 
+use super::SyslogAddress;
+use crate::route::{InvalidRoute, Route};
 use globset::{GlobBuilder, GlobMatcher};
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -146,6 +148,36 @@ pub(super) fn listen(given: &str) -> Result<SocketAddr, Refusal> {
             "write \"127.0.0.1:{port}\" for this host only, \"0.0.0.0:{port}\" for every network"
         ))
     })
+}
+
+/// A path that passes a hold.
+pub(super) fn route(given: &str) -> Result<Route, Refusal> {
+    given.parse().map_err(|error: InvalidRoute| {
+        Refusal::new(error.to_string()).hint("write \"/healthz\", or \"/metrics*\"")
+    })
+}
+
+/// Where syslog is received: `unixgram:/PATH` or `udp:ADDRESS:PORT`.
+pub(super) fn syslog(given: &str) -> Result<SyslogAddress, Refusal> {
+    let refuse = |problem: &str| {
+        Refusal::new(problem)
+            .hint("write \"unixgram:/run/stillpoint/log.sock\" or \"udp:127.0.0.1:8514\"")
+    };
+    if let Some(path) = given.strip_prefix("unixgram:") {
+        // What the kernel takes for a socket's path.
+        return if path.starts_with('/') && path.len() < 108 && !path.contains('\0') {
+            Ok(SyslogAddress::Unix(path.into()))
+        } else {
+            Err(refuse("a socket's path is absolute, and shorter than 108 bytes"))
+        };
+    }
+    let Some(address) = given.strip_prefix("udp:") else {
+        return Err(refuse("this is not an address for syslog"));
+    };
+    address
+        .parse()
+        .map(SyslogAddress::Udp)
+        .map_err(|_| refuse(&format!("`{address}` is not an IP address with a port")))
 }
 
 /// The application's address, `http://HOST[:PORT]`. The gateway's own reading agrees with this.

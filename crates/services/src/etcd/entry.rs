@@ -66,7 +66,7 @@ impl Entry {
     }
 
     /// The reverse; `None` for what [`Entry::aside`] has not made.
-    pub(super) fn from_aside(&self, prefix: &[u8]) -> Option<Self> {
+    pub(super) fn back(&self, prefix: &[u8]) -> Option<Self> {
         let (lease, value) = self.value.split_first_chunk()?;
         Some(Self {
             key: self.key.strip_prefix(prefix)?.to_vec(),
@@ -123,7 +123,7 @@ mod tests {
                 assert_eq!(Entry::from_line(entry.to_line().trim_end()).unwrap(), entry);
                 let aside = entry.aside(b"p/");
                 assert_eq!((aside.key.as_slice(), aside.lease), (&b"p/\xffk"[..], 0));
-                assert_eq!(aside.from_aside(b"p/").unwrap(), entry);
+                assert_eq!(aside.back(b"p/").unwrap(), entry);
             }
         }
         assert_eq!(after(OURS), AFTER_OURS);

@@ -111,7 +111,8 @@ impl PreparedEtcd {
             let found = if known.is_some() { known } else { granted(&mut self.client, *id)? };
             let ttl = found.unwrap_or(1);
             let line = json!({ "ID": id.to_string(), "TTL": ttl.to_string() });
-            lines += &format!("{line}\n");
+            lines.push_str(&line.to_string());
+            lines.push('\n');
         }
         Ok(lines)
     }

@@ -79,7 +79,7 @@ pub(super) fn verify(
         if source.stopped() {
             return Err(doing().because("cancelled"));
         }
-        let entry = found.entry.from_aside(&prefixes.new);
+        let entry = found.entry.back(&prefixes.new);
         let entry = entry.ok_or_else(|| doing().because("a key there is not this restore's"))?;
         let line = entry.to_line();
         hash.update(&line);

@@ -104,7 +104,7 @@ fn loaded(
     prefixes: &Prefixes,
 ) -> Result<Option<Entry>, CallError> {
     let Some(found) = pages.next(client)? else { return Ok(None) };
-    found.entry.from_aside(&prefixes.new).map(Some).ok_or(CallError::Strange("a loaded key"))
+    found.entry.back(&prefixes.new).map(Some).ok_or(CallError::Strange("a loaded key"))
 }
 
 /// Undoes a swap, whole or half done.
@@ -127,8 +127,7 @@ fn put_back(client: &mut Client, prefixes: &Prefixes) -> Result<(), CallError> {
     let mut kept_any = false;
     while let Some(found) = pages.next(client)? {
         kept_any = true;
-        let entry =
-            found.entry.from_aside(&prefixes.old).ok_or(CallError::Strange("a kept key"))?;
+        let entry = found.entry.back(&prefixes.old).ok_or(CallError::Strange("a kept key"))?;
         let lives = match alive.get(&entry.lease) {
             Some(lives) => *lives,
             None => *alive.entry(entry.lease).or_insert(is_alive(client, entry.lease)?),
