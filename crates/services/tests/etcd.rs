@@ -1,7 +1,6 @@
 //! etcd: what is captured is one revision, what is restored is that, and what is undone is as it was.
 
 mod common;
-mod etcd_server;
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,11 +9,21 @@ use std::time::Duration;
 use common::{
     Memory, capture, capture_prepared, killed_in_swap, loaded, restore, step, swap_if_told, told,
 };
-use etcd_server::{Server, driver_at};
+use stillpoint_services::etcd::{Etcd, EtcdOptions};
 use stillpoint_services::{Driver, Sink, Source};
+use stillpoint_testkit as testkit;
+
+fn driver_at(url: &str) -> Etcd {
+    Etcd::new(EtcdOptions { url: url.to_owned(), password: Some("secret".to_owned()) }).unwrap()
+}
+
+/// The driver, as one of the server's users.
+fn driver(server: &testkit::Etcd, user: &str) -> Etcd {
+    driver_at(&server.url(user))
+}
 
 /// Keys of every kind: empty and binary values, large ones, more than a page, leased ones.
-fn settings(server: &Server) {
+fn settings(server: &testkit::Etcd) {
     server.put("/app/name", b"shop");
     server.put("/app/empty", b"");
     server.put("/app/binary", b"\0\xff\n\"");
@@ -30,7 +39,7 @@ fn settings(server: &Server) {
 }
 
 /// What an application and an accident do to them.
-fn change(server: &Server) {
+fn change(server: &testkit::Etcd) {
     server.put("/app/name", b"changed");
     server.delete("/app/empty");
     server.delete("\u{ff}last");
@@ -44,25 +53,25 @@ fn change(server: &Server) {
 
 #[test]
 fn a_backup_is_of_the_marks_revision_and_its_restore_brings_that_back() {
-    let server = Server::start();
+    let server = testkit::Etcd::start();
     settings(&server);
     let before = server.content();
-    let memory = capture(&server.driver("backup"), || change(&server));
+    let memory = capture(&driver(&server, "backup"), || change(&server));
     assert_ne!(server.content(), before);
-    restore(&server.driver("restorer"), &memory);
+    restore(&driver(&server, "restorer"), &memory);
     assert_eq!(server.content(), before);
     assert_eq!(server.granted(7_587_861_094_731_302_401), 600);
 }
 
 #[test]
 fn a_key_that_is_as_it_was_is_not_written() {
-    let server = Server::start();
+    let server = testkit::Etcd::start();
     settings(&server);
     let before = server.keys();
-    let memory = capture(&server.driver("backup"), || ());
+    let memory = capture(&driver(&server, "backup"), || ());
     server.put("/app/name", b"changed");
     server.put("/other", b"new");
-    restore(&server.driver("restorer"), &memory);
+    restore(&driver(&server, "restorer"), &memory);
     let after = server.keys();
     let mut differing = before.iter().filter(|(key, found)| after[*key] != **found);
     assert_eq!(differing.next().unwrap().0, b"/app/name");
@@ -71,32 +80,32 @@ fn a_key_that_is_as_it_was_is_not_written() {
 
 #[test]
 fn a_swap_that_is_undone_leaves_everything_as_it_was() {
-    let server = Server::start();
+    let server = testkit::Etcd::start();
     settings(&server);
-    let memory = capture(&server.driver("backup"), || change(&server));
+    let memory = capture(&driver(&server, "backup"), || change(&server));
     let before = server.content();
-    let mut steps = server.driver("restorer").restore();
+    let mut steps = driver(&server, "restorer").restore();
     let aside = loaded(steps.as_mut(), &memory);
     step("swap", steps.swap(&aside));
     assert_ne!(server.content(), before);
     // Each by another process, and again.
     for _ in 0..2 {
-        step("swap back", server.driver("restorer").restore().swap_back(&aside));
+        step("swap back", driver(&server, "restorer").restore().swap_back(&aside));
     }
-    step("discard", server.driver("restorer").restore().discard(&aside));
+    step("discard", driver(&server, "restorer").restore().discard(&aside));
     assert_eq!(server.content(), before);
 }
 
 #[test]
 fn an_undo_does_not_revive_what_has_ended_with_its_lease() {
-    let server = Server::start();
+    let server = testkit::Etcd::start();
     server.put("/a", b"1");
-    let memory = capture(&server.driver("backup"), || ());
+    let memory = capture(&driver(&server, "backup"), || ());
     server.lease(5, 600);
     server.put_leased("/session", b"alive", 5);
     server.lease(6, 600);
     server.put_leased("/other", b"alive", 6);
-    let mut steps = server.driver("restorer").restore();
+    let mut steps = driver(&server, "restorer").restore();
     let aside = loaded(steps.as_mut(), &memory);
     step("swap", steps.swap(&aside));
     server.revoke(5);
@@ -108,11 +117,11 @@ fn an_undo_does_not_revive_what_has_ended_with_its_lease() {
 
 #[test]
 fn every_step_may_be_repeated_by_another_process() {
-    let server = Server::start();
+    let server = testkit::Etcd::start();
     settings(&server);
     let before = server.content();
-    let memory = capture(&server.driver("backup"), || change(&server));
-    let steps = || server.driver("restorer").restore();
+    let memory = capture(&driver(&server, "backup"), || change(&server));
+    let steps = || driver(&server, "restorer").restore();
     let aside = steps().plan("t0ken", &memory).unwrap();
     for _ in 0..2 {
         step("load", steps().load(&aside, &memory));
@@ -132,19 +141,19 @@ fn every_step_may_be_repeated_by_another_process() {
 /// Not a test: what `a_swap_killed_at_any_moment_is_undone_or_done_again` starts.
 #[test]
 fn part_of_a_killed_swapper() {
-    swap_if_told(|service| Box::new(driver_at(&service[0], Some("secret"))));
+    swap_if_told(|service| Box::new(driver_at(&service[0])));
 }
 
 #[test]
 fn a_swap_killed_at_any_moment_is_undone_or_done_again() {
-    let server = Server::start();
+    let server = testkit::Etcd::start();
     settings(&server);
     let captured = server.content();
-    let memory = capture(&server.driver("backup"), || change(&server));
+    let memory = capture(&driver(&server, "backup"), || change(&server));
     let live = server.content();
     let url = server.url("restorer");
     for (number, milliseconds) in [0, 10, 30, 90].into_iter().enumerate() {
-        let mut steps = server.driver("restorer").restore();
+        let mut steps = driver(&server, "restorer").restore();
         let aside = loaded(steps.as_mut(), &memory);
         let after = Duration::from_millis(milliseconds);
         killed_in_swap("part_of_a_killed_swapper", &aside, &[&url], after);
@@ -162,11 +171,11 @@ fn a_swap_killed_at_any_moment_is_undone_or_done_again() {
 
 #[test]
 fn a_key_that_somebody_writes_during_the_swap_fails_it_and_the_undo_works() {
-    let server = Server::start();
+    let server = testkit::Etcd::start();
     settings(&server);
     server.put("zz", b"captured");
-    let memory = capture(&server.driver("backup"), || change(&server));
-    let mut steps = server.driver("restorer").restore();
+    let memory = capture(&driver(&server, "backup"), || change(&server));
+    let mut steps = driver(&server, "restorer").restore();
     let aside = loaded(steps.as_mut(), &memory);
     let (done, writes) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -195,25 +204,25 @@ fn a_key_that_somebody_writes_during_the_swap_fails_it_and_the_undo_works() {
 
 #[test]
 fn a_server_that_restarts_between_mark_and_capture_loses_nothing() {
-    let mut server = Server::start();
+    let mut server = testkit::Etcd::start();
     settings(&server);
     let before = server.content();
-    let mut prepared = server.driver("backup").prepare().unwrap();
+    let mut prepared = driver(&server, "backup").prepare().unwrap();
     prepared.mark().unwrap();
     change(&server);
     // Its tokens are forgotten, too.
     server.crash_and_start();
     let memory = Memory::default();
     prepared.capture(&memory).unwrap_or_else(|e| panic!("{}", told(&e)));
-    restore(&server.driver("restorer"), &memory);
+    restore(&driver(&server, "restorer"), &memory);
     assert_eq!(server.content(), before);
 }
 
 #[test]
 fn a_revision_compacted_before_it_was_read_fails_the_capture() {
-    let server = Server::start();
+    let server = testkit::Etcd::start();
     settings(&server);
-    let mut prepared = server.driver("backup").prepare().unwrap();
+    let mut prepared = driver(&server, "backup").prepare().unwrap();
     let mark = prepared.mark().unwrap();
     change(&server);
     let revision: i64 = mark.values["revision"].parse().unwrap();
@@ -226,8 +235,8 @@ fn a_revision_compacted_before_it_was_read_fails_the_capture() {
 
 #[test]
 fn the_counter_stands_still_until_something_is_written() {
-    let server = Server::start();
-    let mut prepared = server.driver("backup").prepare().unwrap();
+    let server = testkit::Etcd::start();
+    let mut prepared = driver(&server, "backup").prepare().unwrap();
     let first = prepared.counter().unwrap();
     prepared.mark().unwrap();
     assert_eq!(prepared.counter().unwrap(), first);
@@ -237,24 +246,24 @@ fn the_counter_stands_still_until_something_is_written() {
 
 #[test]
 fn a_lease_that_is_never_seen_alive_comes_back_short() {
-    let server = Server::start();
-    let mut prepared = server.driver("backup").prepare().unwrap();
+    let server = testkit::Etcd::start();
+    let mut prepared = driver(&server, "backup").prepare().unwrap();
     server.lease(9, 600);
     server.put_leased("/session", b"alive", 9);
     let memory = capture_prepared(prepared.as_mut(), || server.revoke(9));
     assert_eq!(memory.text("leases.jsonl"), "{\"ID\":\"9\",\"TTL\":\"1\"}\n");
-    restore(&server.driver("restorer"), &memory);
+    restore(&driver(&server, "restorer"), &memory);
     // It may be over by now; if not, the key belongs to it.
     assert!(server.content().values().all(|(_, lease)| *lease == 9));
 }
 
 #[test]
 fn a_damaged_key_does_not_pass_verification() {
-    let server = Server::start();
+    let server = testkit::Etcd::start();
     settings(&server);
-    let memory = capture(&server.driver("backup"), || ());
+    let memory = capture(&driver(&server, "backup"), || ());
     for (key, value) in [("new//app/name", &b"\0\0\0\0\0\0\0\0Shop"[..]), ("new/added", &[0; 8])] {
-        let mut steps = server.driver("restorer").restore();
+        let mut steps = driver(&server, "restorer").restore();
         let aside = loaded(steps.as_mut(), &memory);
         server.put(&format!("\0stillpoint/t0ken/{key}"), value);
         let said = told(&steps.verify(&aside, &memory).unwrap_err());
@@ -300,15 +309,15 @@ impl Read for Broken {
 
 #[test]
 fn a_capture_or_load_that_is_cancelled_leaves_nothing_behind() {
-    let server = Server::start();
+    let server = testkit::Etcd::start();
     settings(&server);
     let before = server.keys();
-    let mut prepared = server.driver("backup").prepare().unwrap();
+    let mut prepared = driver(&server, "backup").prepare().unwrap();
     prepared.mark().unwrap();
     let said = told(&prepared.capture(&Full(100_000)).unwrap_err());
     assert!(said.contains("cancelled"), "{said}");
-    let memory = capture(&server.driver("backup"), || ());
-    let mut steps = server.driver("restorer").restore();
+    let memory = capture(&driver(&server, "backup"), || ());
+    let mut steps = driver(&server, "restorer").restore();
     let aside = steps.plan("t0ken", &memory).unwrap();
     let said = told(&steps.load(&aside, &Most(&memory)).unwrap_err());
     assert!(said.contains("cancelled"), "{said}");
@@ -319,11 +328,11 @@ fn a_capture_or_load_that_is_cancelled_leaves_nothing_behind() {
 
 #[test]
 fn a_capture_loads_with_plain_calls_too() {
-    let server = Server::start();
+    let server = testkit::Etcd::start();
     settings(&server);
     let before = server.content();
-    let memory = capture(&server.driver("backup"), || ());
-    let other = Server::bare(&[]);
+    let memory = capture(&driver(&server, "backup"), || ());
+    let other = testkit::Etcd::bare(&[]);
     for (file, call) in [("leases.jsonl", "lease/grant"), ("keys.jsonl", "kv/put")] {
         for line in memory.text(file).lines() {
             other.ok(call, &serde_json::from_str(line).unwrap());

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use ureq::Agent;
 
+use super::entry::{OURS, encode};
 use crate::ServiceError;
 
 const SHAPE: &str = "write \"http://[USER@]HOST[:PORT]\"";
@@ -100,6 +101,9 @@ pub(super) enum CallError {
     /// It was answered with something else.
     #[error("the answer lacks {0}")]
     Strange(&'static str),
+    /// A transaction's conditions did not hold.
+    #[error("somebody else wrote a key in the middle of it, past the hold")]
+    Overtaken,
 }
 
 impl CallError {
@@ -210,10 +214,11 @@ impl Client {
         })
     }
 
-    /// The number of the newest revision, by consensus.
+    /// The number of the newest revision, by consensus. Asked for with a single key: a range of
+    /// keys takes the server as long as it has keys.
     pub(super) fn revision(&mut self) -> Result<i64, CallError> {
-        let all = json!({ "key": "AA==", "range_end": "AA==", "count_only": true });
-        let answer = self.call("/v3/kv/range", &all)?;
+        let one = json!({ "key": encode(OURS), "count_only": true });
+        let answer = self.call("/v3/kv/range", &one)?;
         number(&answer["header"]["revision"]).ok_or(CallError::Strange("a revision"))
     }
 }

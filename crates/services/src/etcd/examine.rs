@@ -28,7 +28,7 @@ pub(super) fn examine(login: &Login) -> Vec<Finding> {
             ServiceError::new("it cannot be looked into").because(e)
         }
     };
-    let reads = client.revision().map(drop).map_err(denied("read all keys", READ_ALL));
+    let reads = try_reading(&mut client).map_err(denied("read all keys", READ_ALL));
     findings.push(finding("reading all keys".to_owned(), NeededFor::Backup, reads));
     let writes = try_writing(&mut client).map_err(denied("write all keys", WRITE_ALL));
     findings.push(finding("writing all keys".to_owned(), NeededFor::Restore, writes));
@@ -43,6 +43,12 @@ fn finding(what: String, needed_for: NeededFor, found: Result<(), ServiceError>)
         Err(error) => (Some(chain(&error)), error.advice().map(str::to_owned)),
     };
     Finding { what, needed_for, problem, hint }
+}
+
+/// Fails where this user may not read every key.
+pub(super) fn try_reading(client: &mut Client) -> Result<(), CallError> {
+    let all = json!({ "key": "AA==", "range_end": "AA==", "count_only": true });
+    client.call("/v3/kv/range", &all).map(drop)
 }
 
 /// Fails where this user may not write every key.

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use stillpoint_model::manifest::Marker;
 
 use super::client::{CallError, Client, OUT_OF_RANGE, PERMISSION_DENIED, number};
+use super::examine::try_reading;
 use super::pages::Pages;
 use crate::{Captured, Prepared, ServiceError, Sink, Source};
 
@@ -67,7 +68,7 @@ pub(super) const READ_ALL: &str =
 
 pub(super) fn prepare(mut client: Client) -> Result<PreparedEtcd, ServiceError> {
     let shown = client.login.shown();
-    client.revision().map_err(|e| {
+    try_reading(&mut client).map_err(|e| {
         let denied = e.has_code(PERMISSION_DENIED);
         let error = ServiceError::new(format!("read all keys of {shown}")).because(e);
         if denied { error.hint(READ_ALL) } else { error }

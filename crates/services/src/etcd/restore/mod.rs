@@ -179,11 +179,6 @@ struct Batch {
     bytes: usize,
 }
 
-/// A transaction whose conditions did not hold.
-const OVERTAKEN: CallError = CallError::Strange(
-    "success: somebody else wrote a key in the middle of the swap, past the hold",
-);
-
 impl Batch {
     /// True where `operations` more of this size would be too much.
     fn is_full(&self, operations: usize, bytes: usize) -> bool {
@@ -207,6 +202,7 @@ impl Batch {
         }
         let body = json!({ "compare": conditions, "success": operations });
         let answer = client.call("/v3/kv/txn", &body)?;
-        if answer["succeeded"].as_bool() == Some(true) { Ok(()) } else { Err(OVERTAKEN) }
+        let succeeded = answer["succeeded"].as_bool() == Some(true);
+        if succeeded { Ok(()) } else { Err(CallError::Overtaken) }
     }
 }

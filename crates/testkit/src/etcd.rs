@@ -1,10 +1,7 @@
-//! A real etcd server for tests: on free ports, run by an account without rights, with users as the
-//! documentation gives them: `backup` may read everything, `restorer` may write it, too.
-#![allow(dead_code, reason = "each test program uses its own part of this")]
-#![allow(clippy::disallowed_methods, reason = "a test's files need not survive a crash")]
+//! An etcd of a test's own, run by an account without rights, with users as the documentation gives
+//! them.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,36 +9,46 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
-use stillpoint_services::etcd::{Etcd, EtcdOptions};
+use tempfile::TempDir;
+
+use crate::{free_port, is_root};
 
 const NOBODY: u32 = 65534;
 /// Another program may take a free port before the server has it.
 const TRIES: u32 = 5;
 
-pub(crate) struct Server {
+/// A running server of one member. Users: `backup` may read everything, `restorer` write it too,
+/// `nobody` nothing; their password is `secret`.
+#[derive(Debug)]
+pub struct Etcd {
     child: Child,
-    dir: tempfile::TempDir,
+    dir: TempDir,
     port: u16,
     settings: Vec<String>,
     /// None where there are no users.
     root: Option<String>,
 }
 
-impl Drop for Server {
+impl Drop for Etcd {
     fn drop(&mut self) {
         self.kill();
     }
 }
 
 /// A key as it is: value, lease and the revision that wrote it.
-pub(crate) type Keys = BTreeMap<Vec<u8>, (Vec<u8>, i64, i64)>;
+type Keys = BTreeMap<Vec<u8>, (Vec<u8>, i64, i64)>;
 
-impl Server {
-    pub(crate) fn start() -> Self {
+impl Etcd {
+    /// With the usual settings.
+    ///
+    /// # Panics
+    /// When etcd is not installed: tests need it (Debian: `etcd-server`).
+    pub fn start() -> Self {
         Self::with(&[])
     }
 
-    pub(crate) fn with(settings: &[&str]) -> Self {
+    /// With more settings, as on its command line.
+    pub fn with(settings: &[&str]) -> Self {
         let mut server = Self::bare(settings);
         for (user, right) in [("backup", "READ"), ("restorer", "READWRITE"), ("nobody", "")] {
             server.ok("auth/user/add", &json!({ "name": user, "password": "secret" }));
@@ -61,14 +68,14 @@ impl Server {
     }
 
     /// A server without users.
-    pub(crate) fn bare(settings: &[&str]) -> Self {
+    pub fn bare(settings: &[&str]) -> Self {
         let settings: Vec<String> = settings.iter().map(|word| (*word).to_owned()).collect();
         for _ in 0..TRIES {
             let dir = tempfile::Builder::new().prefix("etcd").tempdir().unwrap();
-            if stillpoint_testkit::is_root() {
+            if is_root() {
                 std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
             }
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = free_port();
             let child = spawn(&dir, port, &settings);
             let mut server = Self { child, dir, port, settings: settings.clone(), root: None };
             if server.is_ready() {
@@ -84,9 +91,11 @@ impl Server {
         let end = Instant::now() + Duration::from_secs(120);
         loop {
             let health = ureq::get(format!("{}/health", self.url(""))).call();
-            if health.is_ok_and(|mut said| {
+            let healthy = health.is_ok_and(|mut said| {
                 said.body_mut().read_to_string().is_ok_and(|text| text.contains("true"))
-            }) {
+            });
+            // What answers may be another test's server, which had the port first.
+            if healthy && self.log().contains("ready to serve client requests") {
                 return true;
             }
             if self.child.try_wait().unwrap().is_some() {
@@ -107,12 +116,14 @@ impl Server {
         self.root = Some(answer["token"].as_str().unwrap().to_owned());
     }
 
-    fn kill(&mut self) {
+    /// Ends it as a crash would.
+    pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    pub(crate) fn crash_and_start(&mut self) {
+    /// A crash, and a start from what is on disk.
+    pub fn crash_and_start(&mut self) {
         self.kill();
         self.child = spawn(&self.dir, self.port, &self.settings);
         assert!(self.is_ready(), "{}", self.log());
@@ -121,27 +132,14 @@ impl Server {
         }
     }
 
-    pub(crate) fn stop(&mut self) {
-        self.kill();
-    }
-
     /// Where it is, for `user` if one is named.
-    pub(crate) fn url(&self, user: &str) -> String {
+    pub fn url(&self, user: &str) -> String {
         let at = if user.is_empty() { "" } else { "@" };
         format!("http://{user}{at}127.0.0.1:{}", self.port)
     }
 
-    /// The driver, as one of the users, or as nobody in particular.
-    pub(crate) fn driver(&self, user: &str) -> Etcd {
-        self.driver_with(user, "secret")
-    }
-
-    pub(crate) fn driver_with(&self, user: &str, password: &str) -> Etcd {
-        driver_at(&self.url(user), (!user.is_empty()).then_some(password))
-    }
-
     /// A call as root, which must succeed.
-    pub(crate) fn ok(&self, path: &str, body: &Value) -> Value {
+    pub fn ok(&self, path: &str, body: &Value) -> Value {
         let mut request = ureq::post(format!("{}/v3/{path}", self.url("")));
         if let Some(token) = &self.root {
             request = request.header("Authorization", token);
@@ -150,22 +148,25 @@ impl Server {
         answer.body_mut().with_config().limit(u64::MAX).read_json().unwrap()
     }
 
-    pub(crate) fn put(&self, key: &str, value: &[u8]) {
+    /// Puts a key.
+    pub fn put(&self, key: &str, value: &[u8]) {
         self.put_leased(key, value, 0);
     }
 
-    pub(crate) fn put_leased(&self, key: &str, value: &[u8], lease: i64) {
+    /// Puts a key that ends with a lease.
+    pub fn put_leased(&self, key: &str, value: &[u8], lease: i64) {
         let lease = lease.to_string();
         let body = json!({ "key": b64(key), "value": b64(value), "lease": lease });
         self.ok("kv/put", &body);
     }
 
-    pub(crate) fn delete(&self, key: &str) {
+    /// Deletes a key.
+    pub fn delete(&self, key: &str) {
         self.ok("kv/deleterange", &json!({ "key": b64(key) }));
     }
 
     /// `count` keys `PREFIX000000` and so on, with that value.
-    pub(crate) fn put_many(&self, prefix: &str, count: usize, value: &str) {
+    pub fn put_many(&self, prefix: &str, count: usize, value: &str) {
         let numbers: Vec<usize> = (0..count).collect();
         for chunk in numbers.chunks(100) {
             let puts: Vec<Value> = chunk
@@ -179,22 +180,24 @@ impl Server {
         }
     }
 
-    pub(crate) fn lease(&self, id: i64, ttl: i64) {
+    /// Grants a lease of so many seconds.
+    pub fn lease(&self, id: i64, ttl: i64) {
         self.ok("lease/grant", &json!({ "ID": id.to_string(), "TTL": ttl.to_string() }));
     }
 
-    pub(crate) fn revoke(&self, id: i64) {
+    /// Ends a lease, and its keys.
+    pub fn revoke(&self, id: i64) {
         self.ok("kv/lease/revoke", &json!({ "ID": id.to_string() }));
     }
 
     /// The seconds that a lease was granted for; 0 where there is none.
-    pub(crate) fn granted(&self, id: i64) -> i64 {
+    pub fn granted(&self, id: i64) -> i64 {
         let answer = self.ok("lease/timetolive", &json!({ "ID": id.to_string() }));
         number(&answer["grantedTTL"])
     }
 
     /// Everything that there is.
-    pub(crate) fn keys(&self) -> Keys {
+    pub fn keys(&self) -> Keys {
         let answer = self.ok("kv/range", &json!({ "key": "AA==", "range_end": "AA==" }));
         let kvs = answer["kvs"].as_array().cloned().unwrap_or_default();
         let bytes = |value: &Value| BASE64.decode(value.as_str().unwrap_or_default()).unwrap();
@@ -208,12 +211,12 @@ impl Server {
     }
 
     /// The same without revisions.
-    pub(crate) fn content(&self) -> BTreeMap<Vec<u8>, (Vec<u8>, i64)> {
+    pub fn content(&self) -> BTreeMap<Vec<u8>, (Vec<u8>, i64)> {
         self.keys().into_iter().map(|(key, (value, lease, _))| (key, (value, lease))).collect()
     }
 
     /// Runs the stock client as root.
-    pub(crate) fn etcdctl(&self, command: &str) {
+    pub fn etcdctl(&self, command: &str) {
         // Words as a shell would take them: the only quotes are an empty text.
         let words = command.split(' ').map(|word| if word == "\"\"" { "" } else { word });
         let output = Command::new("etcdctl")
@@ -226,12 +229,7 @@ impl Server {
     }
 }
 
-pub(crate) fn driver_at(url: &str, password: Option<&str>) -> Etcd {
-    let password = password.map(str::to_owned);
-    Etcd::new(EtcdOptions { url: url.to_owned(), password }).unwrap()
-}
-
-pub(crate) fn b64(bytes: impl AsRef<[u8]>) -> String {
+fn b64(bytes: impl AsRef<[u8]>) -> String {
     BASE64.encode(bytes)
 }
 
@@ -239,7 +237,7 @@ fn number(value: &Value) -> i64 {
     value.as_str().map_or(0, |text| text.parse().unwrap())
 }
 
-fn spawn(dir: &tempfile::TempDir, port: u16, settings: &[String]) -> Child {
+fn spawn(dir: &TempDir, port: u16, settings: &[String]) -> Child {
     let log = std::fs::File::create(dir.path().join("log")).unwrap();
     let url = format!("http://127.0.0.1:{port}");
     let mut command = Command::new("etcd");
@@ -256,7 +254,7 @@ fn spawn(dir: &tempfile::TempDir, port: u16, settings: &[String]) -> Child {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log);
-    if stillpoint_testkit::is_root() {
+    if is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }
     command.spawn().expect("etcd starts (Debian: etcd-server)")
