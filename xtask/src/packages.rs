@@ -21,6 +21,8 @@ const NEEDS: &[Need] = &[
     Need { package: "postgresql", what: "PostgreSQL's server and pg_dump", found: has_postgresql },
     Need { package: "mariadb-server", what: "MariaDB's server", found: has_mariadb },
     Need { package: "redis-server", what: "Redis's server", found: has_redis },
+    Need { package: "etcd-server", what: "etcd", found: || in_path("etcd") },
+    Need { package: "etcd-client", what: "etcdctl", found: || in_path("etcdctl") },
     Need { package: "nginx-light", what: "nginx", found: has_nginx },
     Need { package: "caddy", what: "Caddy", found: || in_path("caddy") },
     Need { package: "restic", what: "restic", found: || in_path("restic") },

@@ -19,6 +19,7 @@ use stillpoint_model::ids::PartName;
 use stillpoint_model::manifest::{Code, Part, Role};
 use stillpoint_model::progress::Monitor;
 use stillpoint_repository::{BlobId, Node, Reader};
+use stillpoint_services::etcd::{Etcd, EtcdOptions};
 use stillpoint_services::mariadb::{Mariadb, MariadbOptions};
 use stillpoint_services::postgresql::{Postgres, PostgresOptions, default_tool_dirs};
 use stillpoint_services::redis::{Redis, RedisOptions};
@@ -54,6 +55,10 @@ pub fn driver(service: &ServicePart) -> Result<Box<dyn Driver>, ServiceError> {
             url: url.clone(),
             password: password(password_env.as_deref())?,
             tool_dirs: in_path(),
+        })?),
+        ServicePart::Etcd { url, password_env } => Box::new(Etcd::new(EtcdOptions {
+            url: url.clone(),
+            password: password(password_env.as_deref())?,
         })?),
         ServicePart::Sqlite { path } => {
             Box::new(Sqlite::new(SqliteOptions { path: path.clone() })?)

@@ -206,6 +206,13 @@ pub enum ServicePart {
         /// The environment variable that holds the password.
         password_env: Option<String>,
     },
+    /// `type: etcd`: a whole server or cluster.
+    Etcd {
+        /// `http://[USER@]HOST[:PORT]`, never with a password.
+        url: String,
+        /// The environment variable that holds the password.
+        password_env: Option<String>,
+    },
     /// `type: sqlite`.
     Sqlite {
         /// The database file.
@@ -220,6 +227,7 @@ impl ServicePart {
             Self::Postgresql { .. } => "postgresql",
             Self::Mariadb { flavour, .. } => flavour.as_str(),
             Self::Redis { flavour, .. } => flavour.as_str(),
+            Self::Etcd { .. } => "etcd",
             Self::Sqlite { .. } => "sqlite",
         }
     }
@@ -335,7 +343,8 @@ impl Config {
                     ServicePart::Sqlite { path } => resolve(path),
                     ServicePart::Postgresql { .. }
                     | ServicePart::Mariadb { .. }
-                    | ServicePart::Redis { .. } => {}
+                    | ServicePart::Redis { .. }
+                    | ServicePart::Etcd { .. } => {}
                 }
             }
             for mount in environment.mounts.values_mut() {

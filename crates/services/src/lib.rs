@@ -9,6 +9,7 @@
 //! Drivers know nothing of repositories or gateways: data leaves through a [`Sink`] and comes back
 //! from a [`Source`], as named streams.
 
+pub mod etcd;
 pub mod mariadb;
 pub mod postgresql;
 mod programs;

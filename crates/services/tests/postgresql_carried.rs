@@ -34,35 +34,6 @@ fn refusal(server: &testkit::Postgres, memory: &common::Memory) -> String {
 }
 
 #[test]
-fn a_live_database_with_large_objects_is_not_replaced() {
-    let server = testkit::postgres();
-    orders(&server);
-    let memory = capture(&driver(&server), || ());
-    server.client().batch_execute("SELECT lo_from_bytea(4711, 'content')").unwrap();
-    let said = refusal(&server, &memory);
-    assert!(said.contains("`shop` has 1 large objects"), "{said}");
-    assert!(said.contains("would be lost"), "{said}");
-    let kept: Vec<u8> = server.client().query_one("SELECT lo_get(4711)", &[]).unwrap().get(0);
-    assert_eq!(kept, b"content");
-}
-
-#[test]
-fn a_capture_that_lacks_large_objects_is_not_restored() {
-    let server = testkit::postgres();
-    orders(&server);
-    let mut client = server.client();
-    client.batch_execute("SELECT lo_from_bytea(4711, 'content')").unwrap();
-    let mut prepared = driver(&server).prepare().unwrap();
-    prepared.mark().unwrap();
-    let memory = common::Memory::default();
-    prepared.capture(&memory).unwrap();
-    drop(prepared);
-    client.batch_execute("SELECT lo_unlink(4711)").unwrap();
-    let said = refusal(&server, &memory);
-    assert!(said.contains("captured database `shop` had 1 large objects"), "{said}");
-}
-
-#[test]
 fn a_live_database_with_subscriptions_is_not_replaced() {
     let server = testkit::postgres();
     orders(&server);

@@ -6,7 +6,7 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use common::{Memory, capture, told};
+use common::{capture, told};
 use stillpoint_services::Driver;
 use stillpoint_services::postgresql::{Postgres, PostgresOptions, default_tool_dirs};
 use stillpoint_testkit as testkit;
@@ -116,17 +116,6 @@ fn a_table_locked_by_somebody_else_is_refused_in_time_and_names_them() {
     assert!(said.contains(&format!("process {pid} locks public.busy")), "{said}");
     client.batch_execute("ROLLBACK").unwrap();
     driver.prepare().unwrap();
-}
-
-#[test]
-fn large_objects_are_a_gap() {
-    let server = testkit::postgres();
-    server.client().batch_execute("SELECT lo_from_bytea(0, 'content')").unwrap();
-    let mut prepared = Postgres::new(options(&server)).unwrap().prepare().unwrap();
-    prepared.mark().unwrap();
-    let captured = prepared.capture(&Memory::default()).unwrap();
-    assert_eq!(captured.gaps.len(), 1, "{:?}", captured.gaps);
-    assert!(captured.gaps[0].0.contains("1 large objects"), "{:?}", captured.gaps);
 }
 
 #[test]

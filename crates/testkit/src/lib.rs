@@ -4,11 +4,13 @@
 //! Helpers here panic rather than return errors: a test that cannot be set up has failed. What
 //! they start ends with the value that they return, also when the test fails.
 
+mod etcd;
 mod postgres;
 mod scratch;
 mod unprivileged;
 pub mod workload;
 
+pub use crate::etcd::Etcd;
 pub use crate::postgres::{Postgres, postgres, postgres_with};
 pub use crate::scratch::{Mariadb, Redis, mariadb, redis};
 pub use crate::unprivileged::{is_root, run_as_unprivileged};

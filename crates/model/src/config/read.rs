@@ -5,8 +5,8 @@ use super::read_cron::cron;
 use super::read_worker::worker;
 use super::reader::{Errors, Field, Table};
 use super::values::{
-    Refusal, directory_url, excludes, listen, mariadb_url, path, pattern, postgresql_url, rate,
-    redis_url, route, syslog, upstream, variable_name,
+    Refusal, directory_url, etcd_url, excludes, listen, mariadb_url, path, pattern, postgresql_url,
+    rate, redis_url, route, syslog, upstream, variable_name,
 };
 use super::{
     Code, CompletionsPart, Config, ConfigErrors, EndpointPart, Environment, EnvironmentKind,
@@ -19,10 +19,10 @@ use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-const SERVICE_TYPES: [&str; 6] = ["postgresql", "mariadb", "mysql", "redis", "valkey", "sqlite"];
+const SERVICE_TYPES: [&str; 7] =
+    ["postgresql", "mariadb", "mysql", "redis", "valkey", "etcd", "sqlite"];
 /// Of the format, but not of this version.
-pub(super) const LATER_SERVICE_TYPES: [&str; 5] =
-    ["rabbitmq", "influxdb", "etcd", "volume", "mongodb"];
+pub(super) const LATER_SERVICE_TYPES: [&str; 4] = ["rabbitmq", "influxdb", "volume", "mongodb"];
 
 pub(super) fn config(file: &str, text: &str) -> Result<Config, ConfigErrors> {
     let mut errors = Errors::new(file);
@@ -302,6 +302,7 @@ fn service(mut table: Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
         "mysql" => mysql,
         "redis" => redis,
         "valkey" => valkey,
+        "etcd" => etcd,
         "sqlite" => sqlite,
         later if LATER_SERVICE_TYPES.contains(&later) => {
             let refusal = Refusal::unsupported(&format!("a service of type `{later}`"));
@@ -364,6 +365,14 @@ fn redis_or_valkey(
         .and_then(|field| field.text_as(errors, redis_url));
     let password_env = password_env(table, errors);
     Some(ServicePart::Redis { flavour, url: url?, password_env: password_env? })
+}
+
+fn etcd(table: &mut Table<'_>, errors: &mut Errors) -> Option<ServicePart> {
+    let url = table
+        .require("url", "write `url: \"http://HOST:PORT\"`")
+        .and_then(|field| field.text_as(errors, etcd_url));
+    let password_env = password_env(table, errors);
+    Some(ServicePart::Etcd { url: url?, password_env: password_env? })
 }
 
 #[allow(clippy::option_option, reason = "none: it is wrong; none in it: it is not there")]

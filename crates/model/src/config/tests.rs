@@ -294,7 +294,7 @@ fn a_missing_key_is_named_with_what_to_write() {
     refused(
         &with("type: sqlite, ", ""),
         "stillpoint.yaml:10:7: key `environments.main.services.local.type`: this key is missing; \
-         write `type:` with one of: postgresql, mariadb, mysql, redis, valkey, sqlite",
+         write `type:` with one of: postgresql, mariadb, mysql, redis, valkey, etcd, sqlite",
     );
     refused(
         "project: shop\nenvironments: {}\n",
@@ -354,7 +354,7 @@ fn a_word_that_is_none_of_the_known_ones_is_refused_with_the_list() {
     refused(
         &with("type: sqlite", "type: oracle"),
         "stillpoint.yaml:10:22: key `environments.main.services.local.type`: `oracle` is not a \
-         value that this key can have; it is one of: postgresql, mariadb, mysql, redis, valkey, sqlite",
+         value that this key can have; it is one of: postgresql, mariadb, mysql, redis, valkey, etcd, sqlite",
     );
     refused(
         &with("    mounts:", "    on_partial: ignore\n    mounts:"),
@@ -387,11 +387,13 @@ fn every_kind_of_database_server_is_read() {
                     \x20     other: { type: mariadb, url: \"mysql://a@/b?socket=/run/mysqld.sock\", \
                     password_env: P }\n\
                     \x20     cache: { type: redis, url: \"redis://127.0.0.1:6379\", password_env: P }\n\
-                    \x20     more: { type: valkey, url: \"redis+unix:///run/valkey.sock\" }\n    mounts:";
+                    \x20     more: { type: valkey, url: \"redis+unix:///run/valkey.sock\" }\n\
+                    \x20     settings: { type: etcd, url: \"http://stillpoint@127.0.0.1:2379\", \
+                    password_env: P }\n    mounts:";
     let config = parse("stillpoint.yaml", &with("    mounts:", services)).unwrap();
     let services = &main_of(&config).services;
     let kinds: Vec<&str> = services.values().map(ServicePart::kind).collect();
-    assert_eq!(kinds, ["redis", "postgresql", "sqlite", "valkey", "mariadb", "mysql"]);
+    assert_eq!(kinds, ["redis", "postgresql", "sqlite", "valkey", "mariadb", "etcd", "mysql"]);
     let ServicePart::Mariadb { databases, .. } = &services[&name("shop")] else { panic!() };
     assert_eq!(databases, &["a", "b"]);
 }
@@ -411,6 +413,24 @@ fn a_redis_server_is_named_without_a_password_or_a_database() {
     ] {
         let said = refusals(&line(url));
         assert!(said.contains(&format!("services.cache.url`: {problem}")), "{said}");
+        assert!(!said.contains("secret"), "{said}");
+    }
+}
+
+#[test]
+fn an_etcd_server_is_named_without_a_password() {
+    for (url, problem) in [
+        ("http://shop:secret@etcd", "a password does not belong in this file"),
+        ("https://etcd:2379", "TLS to etcd is not supported by this version yet"),
+        ("http://a:2379,b:2379", "the URL names several hosts"),
+        ("http://etcd:2379/v3", "the URL's port is not a number"),
+        ("http://etcd/v3", "the URL's host has characters"),
+        ("http://etcd:0", "the URL is not HOST:PORT alone"),
+        ("etcd:2379", "this is not an etcd URL"),
+    ] {
+        let line = format!("      keys: {{ type: etcd, url: \"{url}\" }}\n    mounts:");
+        let said = refusals(&with("    mounts:", &line));
+        assert!(said.contains(&format!("services.keys.url`: {problem}")), "{said}");
         assert!(!said.contains("secret"), "{said}");
     }
 }
@@ -436,7 +456,7 @@ fn what_a_later_version_will_do_is_refused_and_never_ignored() {
             &format!(
                 "stillpoint.yaml:10:22: key `environments.main.services.local.type`: a service of \
                  type `{later}` is not supported by this version yet; this version has: \
-                 postgresql, mariadb, mysql, redis, valkey, sqlite"
+                 postgresql, mariadb, mysql, redis, valkey, etcd, sqlite"
             ),
         );
     }

@@ -327,6 +327,29 @@ pub(super) fn redis_url(given: &str) -> Result<String, Refusal> {
     Ok(given.to_owned())
 }
 
+/// An etcd URL without a password: of a server, with all its keys.
+pub(super) fn etcd_url(given: &str) -> Result<String, Refusal> {
+    let form = "write \"http://HOST:PORT\", or \"http://USER@HOST:PORT\"";
+    let refuse = |problem: &str| Refusal::new(problem).hint(form);
+    if given.starts_with("https://") {
+        return Err(Refusal::unsupported("TLS to etcd").hint(form));
+    }
+    let rest = given.strip_prefix("http://").ok_or_else(|| refuse("this is not an etcd URL"))?;
+    let (user, rest) = rest.rsplit_once('@').unwrap_or(("", rest));
+    if user.contains(':') {
+        return Err(Refusal::password());
+    }
+    if rest.contains(',') {
+        return Err(refuse("the URL names several hosts; any one of the cluster will do"));
+    }
+    let (host, port) =
+        host_and_port(rest.trim_end_matches('/')).map_err(|refusal| refusal.hint(form))?;
+    if host.is_empty() || host.contains(['/', '?', '#']) || port == Some(0) {
+        return Err(refuse("the URL is not HOST:PORT alone"));
+    }
+    Ok(given.to_owned())
+}
+
 /// The name of an environment variable. What was given is not repeated: it may be the secret
 /// itself.
 pub(super) fn variable_name(given: &str) -> Result<String, Refusal> {

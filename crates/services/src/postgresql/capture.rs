@@ -7,8 +7,9 @@ use std::thread;
 
 use postgres::NoTls;
 
-use super::catalog::{self, Catalog, Database, Table};
+use super::catalog::{self, Catalog, Database, Statements, Table};
 use super::connection::Login;
+use super::large_objects::{self, Dump};
 use super::list::{self, Found};
 use super::names::{for_path, ident, literal};
 use super::prepared::{Copier, PreparedDatabase, PreparedPostgres};
@@ -92,13 +93,7 @@ impl PreparedDatabase {
         for warning in &self.schema.warnings {
             captured.gaps.push((format!("definitions in {}", self.name), warning.clone()));
         }
-        let large_objects = list::large_objects(holder).map_err(fail)?;
-        if large_objects > 0 {
-            captured.gaps.push((
-                format!("{large_objects} large objects in {}", self.name),
-                "large objects are not captured yet".to_owned(),
-            ));
-        }
+        let large_objects = large_objects::count(holder).map_err(fail)?;
         let strings = |rows: Vec<postgres::Row>| rows.iter().map(|row| row.get(0)).collect();
         let extensions =
             holder.query("SELECT extname::text FROM pg_extension ORDER BY 1", &[]).map_err(fail)?;
@@ -143,6 +138,20 @@ impl PreparedDatabase {
             captured.bytes += table.bytes;
             captured.items += 1;
         }
+        let mut large_object_statements = None;
+        if large_objects > 0 {
+            let path = format!("{directory}/large-objects.sql");
+            let mut content = Summed::new(Dump::new(&mut self.holder.client));
+            captured.bytes += sink.write(&path, &mut content).map_err(|e| {
+                let hint = format!("{} must be allowed to read each", login.user());
+                ServiceError::new(format!("copy the large objects of {shown}"))
+                    .because(e)
+                    .hint(hint)
+            })?;
+            captured.items += large_objects.cast_unsigned();
+            let lines_sum = content.sum.to_string();
+            large_object_statements = Some(Statements { path, lines_sum });
+        }
         write(sink, &format!("{directory}/pre-data.sql"), &self.schema.pre_data, captured)?;
         write(sink, &format!("{directory}/post-data.sql"), &self.schema.post_data, captured)?;
         Ok(Database {
@@ -154,6 +163,7 @@ impl PreparedDatabase {
             extensions: strings(extensions),
             has_public,
             large_objects,
+            large_object_statements,
             foreign_tables: strings(foreign),
             tables,
             sequences,

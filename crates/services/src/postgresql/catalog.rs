@@ -34,9 +34,12 @@ pub(super) struct Database {
     pub(super) extensions: Vec<String>,
     /// False where the schema `public`, which every new database has, was dropped.
     pub(super) has_public: bool,
-    /// How many there were. They are not in the capture.
+    /// How many there were.
     #[serde(default)]
     pub(super) large_objects: i64,
+    /// Where they are. None where there were none, and in captures made before they were taken.
+    #[serde(default)]
+    pub(super) large_object_statements: Option<Statements>,
     /// Captured as definitions: their data is another server's.
     pub(super) foreign_tables: Vec<String>,
     pub(super) tables: Vec<Table>,
@@ -94,6 +97,14 @@ pub(super) struct Table {
     pub(super) bytes: u64,
     /// The sum of the rows' SHA-256 (see `rows.rs`).
     pub(super) rows_sum: String,
+}
+
+/// A file of statements, one a line (see `large_objects.rs`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Statements {
+    pub(super) path: String,
+    /// The sum of the lines' SHA-256 (see `rows.rs`).
+    pub(super) lines_sum: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -95,7 +95,7 @@ fn tools(driver: &Postgres, server: u32) -> Vec<Finding> {
 fn reads(client: &mut Client, user: &str, database: &str) -> Answer {
     let lacks = list::unreadable(client, user)?;
     if lacks.is_empty() {
-        let what = format!("reading every table and sequence of `{database}`");
+        let what = format!("reading every table, sequence and large object of `{database}`");
         return Ok(vec![fine(what, NeededFor::Backup)]);
     }
     let named = |(object, right, statement): (String, &str, String)| {

@@ -8,6 +8,7 @@ use postgres::{Client, Row, Statement};
 
 use super::catalog::{Grant, Properties, Sequence, Setting};
 use super::connection::Session;
+use super::large_objects;
 use super::names::{ident, literal, qualified};
 
 /// Tables and sequences that are neither the system's own, nor temporary, nor an extension's (but
@@ -150,11 +151,6 @@ pub(super) fn read_sequences(
     Ok(values)
 }
 
-/// How many large objects there are in this database. Anyone may count them.
-pub(super) fn large_objects(client: &mut Client) -> Result<i64, postgres::Error> {
-    Ok(client.query_one("SELECT count(*) FROM pg_largeobject_metadata", &[])?.get(0))
-}
-
 /// Gives values the names that their sequences have in this session's snapshot.
 pub(super) fn named(
     client: &mut Client,
@@ -260,11 +256,11 @@ pub(super) fn roles(client: &mut Client) -> Result<(Vec<String>, Vec<String>), p
             not_extensions(class)
         ));
     }
-    let owners: Vec<String> = client
-        .query(&format!("{} ORDER BY 1", parts.join(" UNION ")), &[])?
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    let mut owners: Vec<String> =
+        client.query(&parts.join(" UNION "), &[])?.iter().map(|row| row.get(0)).collect();
+    owners.extend(large_objects::owners(client)?);
+    owners.sort();
+    owners.dedup();
     let mentioned = client.query(
         "SELECT DISTINCT r.rolname::text FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid \
          WHERE s.refclassid = 'pg_authid'::regclass AND s.dbid = \
@@ -301,7 +297,8 @@ pub(super) fn extensions_not_trusted(
 }
 
 /// What this role may not read, as (the object, what it lacks, the statement that gives it to
-/// `user`): schemas, tables, sequences, and rows that policies hide.
+/// `user`): schemas, tables, sequences, rows that policies hide,
+/// and large objects.
 pub(super) fn unreadable(
     client: &mut Client,
     user: &str,
@@ -346,6 +343,9 @@ pub(super) fn unreadable(
         let name = qualified(row.get(0), row.get(1));
         let statement = format!("ALTER ROLE {to} BYPASSRLS");
         lacks.push((format!("all rows of the table {name}"), "BYPASSRLS", statement));
+    }
+    for (which, statement) in large_objects::unreadable(client, &to)? {
+        lacks.push((which, "SELECT", statement));
     }
     Ok(lacks)
 }

@@ -17,6 +17,7 @@ mod capture;
 mod catalog;
 mod connection;
 mod examine;
+mod large_objects;
 mod list;
 mod names;
 mod prepared;

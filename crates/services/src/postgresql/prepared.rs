@@ -13,7 +13,9 @@ use stillpoint_model::manifest::Marker;
 
 use super::Postgres;
 use super::connection::{Login, Session};
+use super::large_objects;
 use super::list::{self, Found, SequenceValue};
+use super::names::ident;
 use super::schema::{self, Schema};
 use super::tools::Tools;
 use crate::{Captured, Prepared, ServiceError, Sink};
@@ -369,6 +371,17 @@ fn refuse_unreadable(
             filtered.join(", ")
         ))
         .hint(format!("ALTER ROLE \"{user}\" BYPASSRLS, or use the tables' owner")));
+    }
+    let objects = large_objects::unreadable(&mut control.client, &ident(user))
+        .map_err(|e| failed(login, database, e))?;
+    if !objects.is_empty() {
+        let (which, statements): (Vec<String>, Vec<String>) = objects.into_iter().unzip();
+        return Err(ServiceError::new(format!(
+            "`{user}` may not read these of {}: {}",
+            login.shown(database),
+            which.join(", ")
+        ))
+        .hint(statements.join("; ")));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use postgres::error::SqlState;
 use super::{Found, Plan, PostgresRestore, Target, look, mark};
 use crate::postgresql::capture::column_list;
 use crate::postgresql::catalog::{Database, Properties};
+use crate::postgresql::large_objects;
 use crate::postgresql::names::{ident, literal, qualified};
 use crate::{ServiceError, Source};
 
@@ -52,6 +53,7 @@ impl PostgresRestore {
         drop_session(session);
         self.run_section(aside, source, &format!("{}/pre-data.sql", captured.directory))?;
         self.copy_in(aside, captured, source)?;
+        self.load_large_objects(aside, captured, source)?;
         self.run_section(aside, source, &format!("{}/post-data.sql", captured.directory))?;
         // Last, since a setting may make the database read-only.
         for statement in property_statements(aside, &target.properties) {
@@ -93,6 +95,20 @@ impl PostgresRestore {
             let error = ServiceError::new(format!("run {path} in `{aside}`{place}"));
             error.because(e)
         })
+    }
+
+    fn load_large_objects(
+        &self,
+        aside: &str,
+        captured: &Database,
+        source: &dyn Source,
+    ) -> Result<(), ServiceError> {
+        let Some(statements) = &captured.large_object_statements else { return Ok(()) };
+        let doing = format!("load the large objects into `{aside}`");
+        let content = source
+            .open(&statements.path)
+            .map_err(|e| ServiceError::new(doing.as_str()).because(e))?;
+        large_objects::load(&mut self.login.connect(aside)?.client, content, &doing)
     }
 
     fn copy_in(

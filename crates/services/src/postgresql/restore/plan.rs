@@ -48,7 +48,7 @@ impl PostgresRestore {
             }
             refuse_slots(&mut session.client, &live)?;
             refuse_subscriptions(&mut session.client, &live)?;
-            self.refuse_large_objects(captured, found.is_some().then_some(live.as_str()))?;
+            refuse_lost_large_objects(captured)?;
             if !superuser {
                 // A live database keeps its owner; one that is gone gets the captured one's.
                 let owner = found.is_none().then_some(&captured.properties.owner);
@@ -70,39 +70,6 @@ impl PostgresRestore {
         Ok(Plan { token: token.to_owned(), databases })
     }
 
-    /// The swap would put a database without them in the place of the live one, and the end of
-    /// the restore would drop that for good.
-    fn refuse_large_objects(
-        &self,
-        captured: &Database,
-        live: Option<&str>,
-    ) -> Result<(), ServiceError> {
-        let lost = |whose: String| {
-            ServiceError::new(format!(
-                "{whose} large objects, which this version can neither capture nor restore"
-            ))
-            .hint(
-                "they would be lost. Nothing was changed; load the captured files into a database \
-                 of its own by hand (docs/services.md says how) and move the large objects there \
-                 with lo_export and lo_import, or keep such content in a bytea column",
-            )
-        };
-        if captured.large_objects > 0 {
-            return Err(lost(format!(
-                "the captured database `{}` had {}",
-                captured.name, captured.large_objects
-            )));
-        }
-        let Some(live) = live else { return Ok(()) };
-        let count = list::large_objects(&mut self.login.connect(live)?.client).map_err(|e| {
-            ServiceError::new(format!("count the large objects in `{live}`")).because(e)
-        })?;
-        if count > 0 {
-            return Err(lost(format!("the database `{live}` has {count}")));
-        }
-        Ok(())
-    }
-
     /// Which captured database goes where. A single one may go to another name.
     fn pair<'c>(&self, catalog: &'c Catalog) -> Result<Vec<(&'c Database, String)>, ServiceError> {
         if let ([captured], [live]) = (catalog.databases.as_slice(), self.databases.as_slice()) {
@@ -120,6 +87,22 @@ impl PostgresRestore {
         }
         Ok(catalog.databases.iter().map(|d| (d, d.name.clone())).collect())
     }
+}
+
+/// Earlier versions counted large objects without taking them.
+fn refuse_lost_large_objects(captured: &Database) -> Result<(), ServiceError> {
+    if captured.large_objects == 0 || captured.large_object_statements.is_some() {
+        return Ok(());
+    }
+    Err(ServiceError::new(format!(
+        "the captured database `{}` had {} large objects, which the version that captured it left \
+         out",
+        captured.name, captured.large_objects
+    ))
+    .hint(
+        "restore a newer backup, or load the captured files by hand into a database of its own \
+         (docs/services.md says how)",
+    ))
 }
 
 fn checked(e: postgres::Error) -> ServiceError {

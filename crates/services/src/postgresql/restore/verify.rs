@@ -8,6 +8,7 @@ use super::Target;
 use crate::postgresql::capture::copy_out;
 use crate::postgresql::catalog::Database;
 use crate::postgresql::connection::Login;
+use crate::postgresql::large_objects::Dump;
 use crate::postgresql::list;
 use crate::postgresql::names::qualified;
 use crate::postgresql::rows::Summed;
@@ -43,6 +44,14 @@ pub(super) fn verify(
         }
         if rows.sum.to_string() != table.rows_sum {
             return Err(doing().because("its rows differ from those that were captured"));
+        }
+    }
+    if let Some(statements) = &captured.large_object_statements {
+        let doing = || ServiceError::new(format!("verify the large objects in `{aside}`"));
+        let mut lines = Summed::new(Watched { rows: Dump::new(client), source });
+        io::copy(&mut lines, &mut io::sink()).map_err(|e| doing().because(e))?;
+        if lines.sum.to_string() != statements.lines_sum {
+            return Err(doing().because("they differ from those that were captured"));
         }
     }
     let doing = || ServiceError::new(format!("verify the sequences in `{aside}`"));
