@@ -30,6 +30,7 @@ const NEEDS: &[Need] = &[
     Need { package: "openssl", what: "openssl", found: || in_path("openssl") },
     Need { package: "nodejs", what: "Node.js", found: || in_path("node") },
     Need { package: "npm", what: "npm", found: || in_path("npm") },
+    Need { package: "libfaketime", what: "libfaketime", found: has_faketime },
 ];
 
 /// Debian's file is read by `pg_createcluster` at installation.
@@ -157,6 +158,11 @@ fn has_mariadb() -> bool {
 
 fn has_redis() -> bool {
     ["redis-server", "redis-cli"].iter().all(|tool| in_path(tool))
+}
+
+fn has_faketime() -> bool {
+    let kinds = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    kinds.map(|kind| kind.path()).any(|kind| kind.join("faketime/libfaketimeMT.so.1").is_file())
 }
 
 fn has_nginx() -> bool {

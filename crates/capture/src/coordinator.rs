@@ -217,11 +217,13 @@ fn hold_and_mark(
     monitor: &Arc<dyn Monitor>,
 ) -> (Ending, Errors, Timestamp) {
     let (tell, answers) = mpsc::channel();
-    let began = Instant::now();
+    // The time for people goes on by the clock that never jumps, as the gateways' does.
+    let (began_at, began) = (Timestamp::now(), Instant::now());
+    let now = || began_at.checked_add(began.elapsed()).unwrap_or(began_at);
     let (mut machine, first) = StillPoint::begin(limits.bounds(), &crew.ranks());
     let mut next = Next::Ask(first);
     let mut errors = Errors::new();
-    let mut marked = Timestamp::now();
+    let mut marked = began_at;
     loop {
         next = match next {
             Next::Over(ending) => return (*ending, errors, marked),
@@ -241,7 +243,7 @@ fn hold_and_mark(
                 let left = machine.due().saturating_sub(began.elapsed());
                 if let Ok(Answer { who, number, result }) = answers.recv_timeout(left.min(LOOK)) {
                     if machine.step() == Step::Mark {
-                        marked = Timestamp::now();
+                        marked = now();
                     }
                     let reply = result.unwrap_or_else(|error| {
                         errors.entry(who).or_insert(error);
@@ -365,8 +367,9 @@ fn gather(
     };
     // Every mark must lie where every gateway held.
     let earliest_end = times(|g| g.hold_end).min().unwrap_or(hold_end);
-    if moment.marked > earliest_end || moment.marked < drained {
-        return Err(CaptureError::new("the marks were not taken while all gateways held"));
+    if drained < hold_begin || moment.marked > earliest_end || moment.marked < drained {
+        return Err(CaptureError::new("the marks were not taken while all gateways held")
+            .hint("if the host's clock was set back meanwhile, take the backup again"));
     }
     let Moment { marked, settle_us, mark_rounds, unheld_writes } = moment;
     Ok(Evidence {

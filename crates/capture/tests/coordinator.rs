@@ -3,7 +3,7 @@
 
 mod common;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
@@ -32,6 +32,8 @@ struct Scripted {
     /// Hangs in this step until the other end is dropped.
     hangs_in: Option<(&'static str, Receiver<()>)>,
     gap: bool,
+    /// Hours by which the clock is off when it holds, has drained, and releases.
+    clock_is_off: [i64; 3],
     /// How nice its thread was in each step.
     nice: Nice,
     begun: Option<Timestamp>,
@@ -53,11 +55,16 @@ impl Scripted {
             fails_in: None,
             hangs_in: None,
             gap: false,
+            clock_is_off: [0; 3],
             nice: Nice::default(),
             begun: None,
             drained: None,
             account: Account::default(),
         }
+    }
+
+    fn time(&self, reading: usize) -> Timestamp {
+        Timestamp::now() + SignedDuration::from_hours(self.clock_is_off[reading])
     }
 
     fn step(&self, step: &'static str) -> Result<(), CaptureError> {
@@ -87,12 +94,12 @@ impl Participant for Scripted {
     }
 
     fn hold(&mut self, _: &HoldOrder) -> Result<(), CaptureError> {
-        self.begun = Some(Timestamp::now());
+        self.begun = Some(self.time(0));
         self.step("hold")
     }
 
     fn drain(&mut self, _: &HoldOrder, _: &dyn Monitor) -> Result<(), CaptureError> {
-        self.drained = Some(Timestamp::now());
+        self.drained = Some(self.time(1));
         self.step("drain")
     }
 
@@ -122,7 +129,7 @@ impl Participant for Scripted {
                 gateway: self.name.clone(),
                 hold_begin,
                 drained,
-                hold_end: Timestamp::now(),
+                hold_end: self.time(2),
                 in_flight_at_begin: 1,
                 held: 2,
                 refused: 0,
@@ -324,6 +331,17 @@ fn a_hold_that_had_ended_before_its_release_fails_the_backup() {
     gateway.fails_in = Some("release");
     assert!(scene.take(vec![gateway, scene.service("a")]).is_err());
     scene.assert_nothing_is_left();
+}
+
+#[test]
+fn a_clock_that_is_set_back_in_the_hold_fails_the_backup() {
+    for clock_is_off in [[1, 0, 0], [1, 1, 0], [0, 0, -1]] {
+        let scene = Scene::new();
+        let gateway = Scripted { clock_is_off, ..scene.gateway() };
+        let error = scene.take(vec![gateway, scene.service("a")]).unwrap_err();
+        assert!(error.advice().unwrap().contains("clock"), "{clock_is_off:?}: {error}");
+        scene.assert_nothing_is_left();
+    }
 }
 
 #[test]

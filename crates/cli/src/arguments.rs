@@ -126,8 +126,10 @@ pub(crate) enum Command {
     /// The repository engine alone, on a directory
     Repo(crate::repo::RepoArgs),
     /// Run a gateway of the configuration: it stands before the application and holds requests
-    #[command(after_help = "Example:\n  stillpoint gateway web     the gateway `web` of \
-                            ./stillpoint.yaml, in the foreground")]
+    #[command(after_help = "Prints `ready URL` once it accepts requests there. Where the \
+        configuration gives it an `endpoint`, it also answers proxies that ask before each request \
+        whether it may begin.\n\nExample:\n  stillpoint gateway web     the gateway `web` of \
+        ./stillpoint.yaml, in the foreground")]
     Gateway(GatewayRunArgs),
     /// Run the watchdog: it acts in the stead of a backup or restore that was killed
     #[command(after_help = "It may have to undo or finish a restore, so it needs the same \

@@ -89,6 +89,23 @@ fn a_live_backup_holds_nothing_and_says_what_it_is_worth() {
 }
 
 #[test]
+fn a_backup_beside_an_endpoint_that_hears_of_no_ends_says_so_and_claims_less() {
+    let gateway = ", pass: [\"/healthz\"], endpoint: { listen: \"127.0.0.1:0\" }";
+    let environment = Environment::with(gateway, "");
+    let id = environment.succeed(&["backup:create"]);
+    let got = environment.succeed(&["backup:get", &id, "--format", "json"]);
+    let object: serde_json::Value = serde_json::from_str(&got).unwrap();
+    assert_eq!(object["attributes"]["consistency"], "crash-consistent");
+    let doubt = object["doubts"][0].as_str().unwrap();
+    assert!(
+        doubt.starts_with("gateway `web`: its endpoint is not told when requests end"),
+        "{got}"
+    );
+    assert_eq!(object["evidence"]["gateways"][0]["endpoint"]["completions"], false);
+    assert_eq!(object["evidence"]["gateways"][0]["excepted"], 0);
+}
+
+#[test]
 fn an_unchanged_file_is_not_read_for_the_next_backup() {
     let environment = Environment::new();
     let create = || {

@@ -5,7 +5,7 @@
 //! after [`GRACE`] is closed.
 
 use crate::control_socket::ControlSocket;
-use crate::descriptors::make_room;
+use crate::descriptors::{Place, Room};
 use crate::endpoint::Endpoint;
 use crate::gate::Gate;
 use crate::options::{GatewayError, GatewayOptions};
@@ -32,6 +32,7 @@ const IDLE: Duration = Duration::from_secs(75);
 pub struct Gateway {
     listener: TcpListener,
     address: SocketAddr,
+    room: Room,
     control: ControlSocket,
     endpoint: Option<Endpoint>,
     options: GatewayOptions,
@@ -48,16 +49,16 @@ impl Gateway {
                 return Err(GatewayError::Zero { option });
             }
         }
-        make_room(options.max_held);
+        let room = Room::make(options.max_held);
         let failed = |source| GatewayError::Listen { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let endpoint = match &options.endpoint {
-            Some(part) => Some(Endpoint::bind(part).await?),
+            Some(part) => Some(Endpoint::bind(part, room.clone()).await?),
             None => None,
         };
         let control = ControlSocket::bind(&options.control).await?;
-        Ok(Self { listener, address, control, endpoint, options })
+        Ok(Self { listener, address, room, control, endpoint, options })
     }
 
     /// Where it accepts requests.
@@ -77,7 +78,7 @@ impl Gateway {
 
     /// Serves until `shutdown` ends, then finishes what is in flight.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
-        let Self { listener, address, control, endpoint, options } = self;
+        let Self { listener, address, room, control, endpoint, options } = self;
         let pool = Pool::new(options.upstream.clone());
         let sweeper = tokio::spawn(pool.clone().sweep());
         let gate = Gate::new(options.max_held, options.pass.clone(), pool);
@@ -90,21 +91,11 @@ impl Gateway {
 
         let mut shutdown = pin!(shutdown);
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let (stream, client, place) = tokio::select! {
+                accepted = room.accept(&listener) => accepted,
                 () = &mut shutdown => break,
             };
-            match accepted {
-                Ok((stream, client)) => {
-                    tokio::spawn(connection(gate.clone(), stream, client, stopping.clone()));
-                }
-                Err(error) => {
-                    // Out of descriptors, or a client that left early. Connections that are open
-                    // go on; spinning would only take their time.
-                    tracing::warn!(%error, "could not accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
+            tokio::spawn(connection(gate.clone(), stream, client, place, stopping.clone()));
         }
 
         tracing::info!(gateway = %options.name, "stopping");
@@ -129,12 +120,13 @@ async fn connection(
     gate: Arc<Gate>,
     stream: TcpStream,
     client: SocketAddr,
+    place: Place,
     mut stopping: watch::Receiver<()>,
 ) {
     // Failing to set an option leaves a connection that works, only with a delay.
     let _ = stream.set_nodelay(true);
     let (stream, probe, leaving) = ClientStream::new(stream);
-    let visitor = Arc::new(Visitor { gate, client, probe, leaving });
+    let visitor = Arc::new(Visitor { gate, client, place, probe, leaving });
     let service = service_fn(move |request| {
         let visitor = visitor.clone();
         async move { visitor.answer(request).await }

@@ -179,7 +179,7 @@ pub struct Account {
 struct Hold {
     key: HoldKey,
     terms: Terms,
-    began: Timestamp,
+    began: Moment,
     drained: Option<Timestamp>,
     deadline: Instant,
     last_beat: Instant,
@@ -192,6 +192,14 @@ struct Hold {
 }
 
 impl Hold {
+    /// The time of a moment of this hold, for people. It goes on from the hold's begin by the clock
+    /// that never jumps: however the other one is set meanwhile, a hold lasts as long as it lasts.
+    fn wall(&self, now: Moment) -> Timestamp {
+        let lasted = now.clock.saturating_duration_since(self.began.clock);
+        // A hold that outlasts the calendar has no better time.
+        self.began.wall.checked_add(lasted).unwrap_or(now.wall)
+    }
+
     fn silent_from(&self) -> Instant {
         self.last_beat + self.terms.silence
     }
@@ -349,7 +357,7 @@ impl<T> State<T> {
         }
         match &mut self.phase {
             Phase::Held(hold) if self.in_flight.is_empty() && hold.drained.is_none() => {
-                hold.drained = Some(now.wall);
+                hold.drained = Some(hold.wall(now));
                 effects.changed = true;
             }
             Phase::Releasing { .. } if self.paced == 0 => self.release_batch(now, &mut effects),
@@ -373,7 +381,7 @@ impl<T> State<T> {
         let in_flight = self.in_flight.len() as u64;
         self.phase = Phase::Held(Box::new(Hold {
             key: self.next_hold,
-            began: now.wall,
+            began: now,
             drained: (in_flight == 0).then_some(now.wall),
             deadline: now.clock + terms.max_hold,
             last_beat: now.clock,
@@ -424,9 +432,9 @@ impl<T> State<T> {
         let mut effects = self.expire(now);
         if let Some(hold) = self.hold_mut(key) {
             let account = Account {
-                began: hold.began,
+                began: hold.began.wall,
                 drained: hold.drained,
-                ended: now.wall,
+                ended: hold.wall(now),
                 in_flight_at_begin: hold.in_flight_at_begin,
                 held: hold.held,
                 refused: hold.refused,
@@ -510,7 +518,7 @@ impl<T> State<T> {
         let Phase::Held(hold) = std::mem::replace(&mut self.phase, Phase::Passing) else {
             unreachable!("only a hold that is on ends");
         };
-        let end = Ended { hold: hold.terms.id, reason, at: now.wall };
+        let end = Ended { hold: hold.terms.id.clone(), reason, at: hold.wall(now) };
         if reason != EndReason::Released {
             self.totals.ran_out += 1;
         }

@@ -3,134 +3,27 @@
 mod support;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Frame;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use http_body_util::BodyExt;
+use hyper::Response;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 use stillpoint_gateway::control::{ControlError, EndReason, Held, HoldOrder, Purpose, StateName};
+use support::applications::*;
+use support::load::*;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, mpsc};
-
-/// An application whose `/slow` waits until the test lets it go on, and says when it has begun.
-struct Slow {
-    application: Application,
-    begun: mpsc::UnboundedReceiver<()>,
-    go: Arc<Notify>,
-}
-
-impl Slow {
-    async fn start() -> Self {
-        let (begin, begun) = mpsc::unbounded_channel();
-        let go = Arc::new(Notify::new());
-        let gone = go.clone();
-        let application = Application::start(move |request| {
-            let (begin, go) = (begin.clone(), gone.clone());
-            Box::pin(async move {
-                if request.uri().path() == "/slow" {
-                    begin.send(()).unwrap();
-                    go.notified().await;
-                }
-                Response::new(full(request.uri().path().to_owned()))
-            })
-        })
-        .await;
-        Self { application, begun, go }
-    }
-}
+use tokio::sync::mpsc;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_and_none_is_active_while_held_over_many_cycles_under_load() {
-    let active = Arc::new(AtomicU64::new(0));
-    let served = Arc::new(AtomicU64::new(0));
-    let (counting, serving) = (active.clone(), served.clone());
-    let application = Application::start(move |request| {
-        let (active, served) = (counting.clone(), serving.clone());
-        Box::pin(async move {
-            active.fetch_add(1, Ordering::SeqCst);
-            let body = request.into_body().collect().await.unwrap().to_bytes();
-            tokio::task::yield_now().await;
-            served.fetch_add(1, Ordering::SeqCst);
-            active.fetch_sub(1, Ordering::SeqCst);
-            Response::new(full(body))
-        })
-    })
-    .await;
-    let gateway = TestGateway::start(application.address).await;
-
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut clients = Vec::new();
-    for client in 0..32 {
-        let (stop, address) = (stop.clone(), gateway.address);
-        clients.push(tokio::spawn(async move {
-            let stream = TcpStream::connect(address).await.unwrap();
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-            tokio::spawn(connection);
-            let mut answered = 0_u64;
-            while !stop.load(Ordering::SeqCst) {
-                let order = Bytes::from(format!("order {client} {answered}"));
-                let request = Request::post("/orders").header("host", "shop.example");
-                let request = request.body(Full::new(order.clone())).unwrap();
-                sender.ready().await.unwrap();
-                let response = sender.send_request(request).await.unwrap();
-                assert_eq!(response.status(), StatusCode::OK);
-                assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), order);
-                answered += 1;
-            }
-            answered
-        }));
-    }
-
-    for _ in 0..40 {
-        // Traffic must have flowed since the hold before.
-        let before = served.load(Ordering::SeqCst);
-        gateway.until(|_| served.load(Ordering::SeqCst) > before + 32).await;
-        let held = drained(gateway.hold_long(Purpose::Backup).await).await;
-        let at_drain = served.load(Ordering::SeqCst);
-        assert_eq!(active.load(Ordering::SeqCst), 0);
-        // All clients come to wait: each has sent its next request.
-        gateway.until(|status| status.held == 32).await;
-        assert_eq!(served.load(Ordering::SeqCst), at_drain, "nothing got through");
-        let evidence = blocking(move || held.release()).await.unwrap();
-        assert_eq!(evidence.held, 32);
-        assert!(evidence.hold_begin <= evidence.drained && evidence.drained <= evidence.hold_end);
-    }
-    stop.store(true, Ordering::SeqCst);
-    let mut answered = 0;
-    for client in clients {
-        answered += client.await.unwrap();
-    }
-    assert_eq!(answered, served.load(Ordering::SeqCst));
-    let status = gateway.until(|status| status.in_flight == 0).await;
-    assert_eq!(status.totals.requests, answered);
-    assert_eq!(
-        (status.totals.refused, status.totals.bad_gateway, status.totals.ran_out),
-        (0, 0, 0)
-    );
+    let shop = Shop::start().await;
+    let gateway = TestGateway::start(shop.application.address).await;
+    shop.hold_under_load(&gateway, gateway.address, 32, 40).await;
     gateway.stop().await;
-}
-
-/// A response body whose chunks the test sends.
-struct Chunks(mpsc::Receiver<Bytes>);
-
-impl hyper::body::Body for Chunks {
-    type Data = Bytes;
-    type Error = hyper::Error;
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -442,31 +335,11 @@ async fn a_client_that_goes_away_in_flight_does_not_block_the_drain() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_of_the_application_to_itself_passes_while_draining() {
-    let address = Arc::new(Mutex::new(None));
-    let (begin, mut begun) = mpsc::unbounded_channel();
-    let go = Arc::new(Notify::new());
-    let (own, gone) = (address.clone(), go.clone());
-    let application = Application::start(move |request| {
-        let (begin, go, gateway) = (begin.clone(), gone.clone(), *own.lock().unwrap());
-        Box::pin(async move {
-            if request.uri().path() != "/outer" {
-                return Response::new(full("inner"));
-            }
-            begin.send(()).unwrap();
-            go.notified().await;
-            let token = request.headers()["x-stillpoint-in-flight"].to_str().unwrap();
-            let again = format!(
-                "GET /inner HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\
-                 x-stillpoint-in-flight: {token}\r\n\r\n"
-            );
-            Response::new(full(exchange(gateway.unwrap(), &again).await))
-        })
-    })
-    .await;
-    let gateway = TestGateway::start(application.address).await;
-    *address.lock().unwrap() = Some(gateway.address);
+    let mut reflexive = Reflexive::start().await;
+    let gateway = TestGateway::start(reflexive.application.address).await;
+    *reflexive.public.lock().unwrap() = Some(gateway.address);
     let outer = gateway.send("/outer");
-    begun.recv().await.unwrap();
+    reflexive.begun.recv().await.unwrap();
     let held = gateway.hold_long(Purpose::Backup).await;
     // One that pretends waits.
     let forged = "GET /forged HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\
@@ -474,7 +347,7 @@ async fn a_request_of_the_application_to_itself_passes_while_draining() {
     let gateway_address = gateway.address;
     let forged = tokio::spawn(async move { exchange(gateway_address, forged).await });
     gateway.until(|status| status.held == 1).await;
-    go.notify_one();
+    reflexive.go.notify_one();
     let held = drained(held).await;
     let response = outer.await.unwrap();
     assert!(response.ends_with("inner"), "{response}");

@@ -4,15 +4,13 @@
 mod support;
 
 use http_body_util::BodyExt;
+use hyper::Response;
 use hyper::header::HeaderValue;
-use hyper::upgrade::Upgraded;
-use hyper::{Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use stillpoint_gateway::control::{EndReason, Purpose};
+use support::applications::*;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -31,27 +29,6 @@ impl Nobody {
     fn address(&self) -> SocketAddr {
         self.0.local_addr().unwrap()
     }
-}
-
-/// An application that answers with the head and body that it received.
-async fn mirror() -> Application {
-    Application::start(|request| {
-        Box::pin(async move {
-            let (head, body) = request.into_parts();
-            let mut text = format!("{} {} {:?}\n", head.method, head.uri, head.version);
-            for (name, value) in &head.headers {
-                writeln!(text, "{name}: {}", value.to_str().unwrap()).unwrap();
-            }
-            let body = body.collect().await.unwrap();
-            if let Some(trailers) = body.trailers() {
-                writeln!(text, "trailers: {trailers:?}").unwrap();
-            }
-            text.push('\n');
-            text.push_str(std::str::from_utf8(&body.to_bytes()).unwrap());
-            Response::new(full(text))
-        })
-    })
-    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,30 +226,6 @@ async fn an_application_that_breaks_off_its_response_breaks_off_the_clients() {
     let response = gateway.send("/").await.unwrap();
     assert!(response.ends_with("half"), "{response}");
     gateway.until(|status| status.in_flight == 0).await;
-}
-
-/// An application that switches every request to a protocol of its own, and hands its side of
-/// the connection to the test.
-async fn switching() -> (Application, mpsc::UnboundedReceiver<TokioIo<Upgraded>>) {
-    let (hand_over, connections) = mpsc::unbounded_channel();
-    let application = Application::start(move |mut request| {
-        let hand_over = hand_over.clone();
-        Box::pin(async move {
-            assert_eq!(request.headers()["upgrade"], "websocket");
-            let upgrade = hyper::upgrade::on(&mut request);
-            tokio::spawn(async move {
-                hand_over.send(TokioIo::new(upgrade.await.unwrap())).unwrap();
-            });
-            let mut response = Response::new(full(""));
-            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            let headers = response.headers_mut();
-            headers.insert("connection", HeaderValue::from_static("upgrade"));
-            headers.insert("upgrade", HeaderValue::from_static("websocket"));
-            response
-        })
-    })
-    .await;
-    (application, connections)
 }
 
 async fn upgrade(gateway: &TestGateway) -> TcpStream {

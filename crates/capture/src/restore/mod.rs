@@ -21,8 +21,8 @@ use crate::gentle::gently;
 use crate::participant::Participant;
 use crate::watchdog::{Guard, Undo, WatchdogError};
 use crate::{CaptureError, Limits};
-use jiff::Timestamp;
 use std::path::PathBuf;
+use std::time::Instant;
 use stillpoint_gateway::control::{Control, ControlError};
 use stillpoint_model::ids::{BackupId, PartName};
 use stillpoint_model::manifest::Role;
@@ -185,7 +185,7 @@ fn swap(
     let hold = order.limits.hold(order.token.clone());
     // From here to the release nothing is said: a terminal that is stopped must stop nobody else.
     monitor.begin("hold and swap", None);
-    let begun = Timestamp::now();
+    let begun = Instant::now();
     let swapped = (|| {
         for gateway in gateways.iter_mut() {
             gateway.hold(&hold)?;
@@ -213,7 +213,7 @@ fn swap(
         // Half and half: the gateways must go on refusing, until recovery opens them.
         return Err(outcome.expect_err("only a failed swap stays in this phase"));
     }
-    let took = Timestamp::now().as_microsecond() - begun.as_microsecond();
+    let took = begun.elapsed();
     for gateway in gateways.iter_mut() {
         if let Err(late) = gateway.release() {
             // The hold had ended before, and requests have been refused since.
@@ -224,7 +224,7 @@ fn swap(
         }
     }
     monitor.begin("released", None);
-    outcome.map(|()| (!gateways.is_empty()).then(|| took as f64 / 1000.0))
+    outcome.map(|()| (!gateways.is_empty()).then_some(took.as_secs_f64() * 1000.0))
 }
 
 /// Undoes the swaps, whole or half done. Afterwards the journal's phase says whether all is back.

@@ -9,10 +9,12 @@
 mod common;
 
 mod broken;
+mod late;
 mod soak;
 mod stage;
 
 use broken::{Broken, When};
+use late::{After, Late};
 use stage::Stage;
 use stillpoint_capture::Participant;
 use stillpoint_model::manifest::{Completeness, Consistency};
@@ -109,4 +111,26 @@ fn a_mark_of_sqlite_at_another_instant_is_found_and_named() {
 #[test]
 fn a_mark_of_a_mount_at_another_instant_is_found_and_named() {
     is_found_and_named(PARTS[4]);
+}
+
+/// The application debits while a request is in flight, answers, and credits only then.
+#[test]
+fn what_is_written_just_after_an_answer_is_waited_for_or_marked_once_more() {
+    let _alone = stage::alone();
+    let stage = Stage::open(Traffic::NONE);
+    for (after, marks) in [(After::FirstCount, 1), (After::FirstMark, 2)] {
+        let round = stage.round_of(|participant| {
+            if participant.name().as_str() == PARTS[3] {
+                let bank = stage.clock().0;
+                Box::new(Late::new(participant, after, bank)) as Box<dyn Participant>
+            } else {
+                participant
+            }
+        });
+        println!("{after:?}: {round}");
+        assert_eq!(round.violations, [], "{after:?}");
+        assert_eq!(round.manifest.consistency, Consistency::Consistent, "{after:?}");
+        let evidence = round.manifest.evidence.expect("a held backup has evidence");
+        assert_eq!(evidence.mark_rounds, marks, "{after:?}");
+    }
 }

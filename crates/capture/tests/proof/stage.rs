@@ -105,8 +105,10 @@ impl Stage {
         let clients = Process::clients(PLAYER, top.path(), gateway.address, traffic);
         let worker = Process::worker(PLAYER, &site);
         let stage = Self { clients, worker, gateway, bank, guard, repository, top, site };
-        // All are at it.
-        stage.clock().pass(100);
+        if traffic.orders > 0 {
+            // All are at it.
+            stage.clock().pass(100);
+        }
         stage
     }
 

@@ -229,8 +229,15 @@ impl<S> Books<S> {
     }
 
     fn forget(&mut self, now: Instant) {
-        while let Some((since, _)) = self.overdue.front()
-            && (now.saturating_duration_since(*since) > FORGET || self.overdue.len() > MOST_OVERDUE)
+        let known = &self.known;
+        let still_overdue = |(since, name): &(Instant, Name)| matches!(known.get(name), Some(Known::Overdue { since: at }) if at == since);
+        // Those that were only slow must not push out the lost ones.
+        if self.overdue.len() > 2 * MOST_OVERDUE {
+            self.overdue.retain(still_overdue);
+        }
+        while let Some(oldest) = self.overdue.front()
+            && (now.saturating_duration_since(oldest.0) > FORGET
+                || self.overdue_count > MOST_OVERDUE as u64)
         {
             let Some((since, name)) = self.overdue.pop_front() else { break };
             if matches!(self.known.get(&name), Some(Known::Overdue { since: at }) if *at == since) {
@@ -428,6 +435,25 @@ mod tests {
         let hold = books.began + Duration::from_millis(1500);
         let doubts = books.report(hold, hold).doubts();
         assert!(doubts[0].contains("begun only 1.5 s before"), "{doubts:?}");
+    }
+
+    #[test]
+    fn requests_that_are_only_slow_do_not_make_a_lost_one_forgotten() {
+        let mut world = World::new(true);
+        world.pass("lost");
+        for _ in 0..4 {
+            let slow: Vec<String> = (0..MOST_OVERDUE - 1).map(|n| format!("slow {n}")).collect();
+            for name in &slow {
+                world.pass(name);
+            }
+            world.wait(WITHIN);
+            for name in &slow {
+                world.complete(name);
+            }
+        }
+        world.wait(Duration::from_secs(1));
+        assert_eq!(world.report().unfinished, 1);
+        assert!(world.books.overdue.len() <= 2 * MOST_OVERDUE);
     }
 
     #[test]

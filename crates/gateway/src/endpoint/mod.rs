@@ -14,6 +14,7 @@ mod ledger;
 mod question;
 mod syslog;
 
+use crate::descriptors::{Place, Room};
 use crate::gate::{Entered, Gate, Seat};
 use crate::options::GatewayError;
 use crate::proxy::{headers, refusal_in_words, retry_after};
@@ -51,6 +52,7 @@ const IDLE: Duration = Duration::from_mins(5);
 pub(crate) struct Endpoint {
     listener: TcpListener,
     address: SocketAddr,
+    room: Room,
     syslog: Option<Syslog>,
     ledger: Arc<Ledger>,
 }
@@ -76,7 +78,7 @@ impl Drop for Serving {
 
 impl Endpoint {
     /// Takes its addresses.
-    pub(crate) async fn bind(part: &EndpointPart) -> Result<Self, GatewayError> {
+    pub(crate) async fn bind(part: &EndpointPart, room: Room) -> Result<Self, GatewayError> {
         let failed = |source| GatewayError::Listen { address: part.listen, source };
         let listener = TcpListener::bind(part.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -93,7 +95,7 @@ impl Endpoint {
             passed: Notify::new(),
             nameless: AtomicU64::new(0),
         });
-        Ok(Self { listener, address, syslog, ledger })
+        Ok(Self { listener, address, room, syslog, ledger })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -110,7 +112,7 @@ impl Endpoint {
 
     /// Answers until `stopping` ticks, and then those that wait.
     pub(crate) fn serve(self, gate: Arc<Gate>, stopping: watch::Receiver<()>) -> Serving {
-        let Self { listener, address, syslog, ledger } = self;
+        let Self { listener, address, room, syslog, ledger } = self;
         tracing::info!(%address, completions = syslog.is_some(), "answering at the hold endpoint");
         let mut tasks = vec![tokio::spawn(ledger.clone().keep_time()).abort_handle()];
         if let Some(syslog) = syslog {
@@ -118,36 +120,34 @@ impl Endpoint {
             let received = syslog.receive(move |name| ledger.complete(&name));
             tasks.push(tokio::spawn(received).abort_handle());
         }
-        tasks.push(tokio::spawn(accept(listener, gate, ledger, stopping)).abort_handle());
+        tasks.push(tokio::spawn(accept(listener, room, gate, ledger, stopping)).abort_handle());
         Serving(tasks)
     }
 }
 
 async fn accept(
     listener: TcpListener,
+    room: Room,
     gate: Arc<Gate>,
     ledger: Arc<Ledger>,
     mut stopping: watch::Receiver<()>,
 ) {
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (stream, proxy, place) = tokio::select! {
+            accepted = room.accept(&listener) => accepted,
             _ = stopping.changed() => return,
         };
-        match accepted {
-            Ok((stream, proxy)) => {
-                let asking = Asking { gate: gate.clone(), ledger: ledger.clone(), proxy };
-                tokio::spawn(connection(Arc::new(asking), stream, stopping.clone()));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "could not accept a proxy's connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
+        let asking = Arc::new(Asking { gate: gate.clone(), ledger: ledger.clone(), proxy });
+        tokio::spawn(connection(asking, stream, place, stopping.clone()));
     }
 }
 
-async fn connection(asking: Arc<Asking>, stream: TcpStream, mut stopping: watch::Receiver<()>) {
+async fn connection(
+    asking: Arc<Asking>,
+    stream: TcpStream,
+    _place: Place,
+    mut stopping: watch::Receiver<()>,
+) {
     // Failing to set an option leaves a connection that works, only with a delay.
     let _ = stream.set_nodelay(true);
     let proxy = asking.proxy;

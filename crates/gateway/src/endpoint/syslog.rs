@@ -27,6 +27,12 @@ const BUFFER: usize = 8 << 20;
 /// The largest datagram that there is.
 const LARGEST: usize = 64 << 10;
 
+/// A Unix socket's queue is no longer than this sysctl says, in datagrams.
+const QUEUE: &str = "/proc/sys/net/unix/max_dgram_qlen";
+
+/// With a shorter queue a busy proxy loses lines. It is what systemd sets.
+const LONG_QUEUE: u64 = 512;
+
 /// Where datagrams come in.
 pub(super) enum Syslog {
     Udp(UdpSocket),
@@ -47,6 +53,7 @@ impl Syslog {
                 Ok(Self::Udp(socket))
             }
             SyslogAddress::Unix(path) => {
+                warn_of_a_short_queue();
                 make_way(path)?;
                 let socket = UnixDatagram::bind(path)?;
                 fs::set_permissions(path, Permissions::from_mode(0o666))?;
@@ -80,6 +87,20 @@ impl Syslog {
                 Err(error) => tracing::warn!(%error, "could not receive a proxy's log"),
             }
         }
+    }
+}
+
+fn warn_of_a_short_queue() {
+    // A system that does not tell has no such limit.
+    let length = fs::read_to_string(QUEUE).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    if let Some(length) = length
+        && length < LONG_QUEUE
+    {
+        tracing::warn!(
+            length,
+            "net.unix.max_dgram_qlen is so low that lines of the proxy's log will be lost under \
+             load, and backups their label: raise it to {LONG_QUEUE}, or use `udp:`"
+        );
     }
 }
 

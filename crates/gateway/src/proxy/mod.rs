@@ -16,6 +16,7 @@ use body::Passing;
 pub(crate) use body::ResponseBody;
 pub(crate) use stream::{ClientProbe, ClientStream, Leaving};
 
+use crate::descriptors::Place;
 use crate::gate::{Entered, Gate, Seat};
 use crate::state::{About, Refusal, RefusedFor, Token};
 use crate::upstream::RequestBody;
@@ -35,6 +36,7 @@ pub(crate) struct ClientGone;
 pub(crate) struct Visitor {
     pub(crate) gate: Arc<Gate>,
     pub(crate) client: SocketAddr,
+    pub(crate) place: Place,
     pub(crate) probe: ClientProbe,
     pub(crate) leaving: Arc<Leaving>,
 }
@@ -103,7 +105,7 @@ impl Visitor {
             switched = headers::upgrade(response.headers());
             let upstream = hyper::upgrade::on(&mut response);
             link.detach();
-            upgrade::join(client, upstream, self.gate.count_upgrade());
+            upgrade::join(client, upstream, self.gate.count_upgrade(), self.place.clone());
         }
         headers::to_client(response.headers_mut(), switched);
         let leaving = self.leaving.clone();

@@ -10,6 +10,7 @@
 //! answers to wait for. That is left to the services' own counters, which have to stand still
 //! before anything is marked.
 
+use crate::descriptors::Place;
 use crate::gate::{Gate, UpgradeCount};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -21,9 +22,10 @@ use tokio::sync::watch;
 const BUFFER: usize = 8 * 1024;
 
 /// Joins a client's and the application's connection once both have switched. The connection
-/// counts as upgraded, and not as in flight, for as long as `count` lives.
-pub(crate) fn join(client: OnUpgrade, upstream: OnUpgrade, count: UpgradeCount) {
+/// counts as upgraded, and not as in flight, for as long as `count` lives, and keeps its place.
+pub(crate) fn join(client: OnUpgrade, upstream: OnUpgrade, count: UpgradeCount, place: Place) {
     tokio::spawn(async move {
+        let _place = place;
         let (client, upstream) = match tokio::try_join!(client, upstream) {
             Ok(both) => both,
             Err(error) => {

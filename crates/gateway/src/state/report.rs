@@ -30,7 +30,7 @@ impl<T> State<T> {
             Phase::Held(hold) => Some(HoldStatus {
                 id: hold.terms.id.clone(),
                 purpose: hold.terms.purpose,
-                began: hold.began,
+                began: hold.began.wall,
                 drained: hold.drained,
                 in_flight_at_begin: hold.in_flight_at_begin,
                 held: hold.held,

@@ -19,6 +19,8 @@ struct World {
     state: State<u64>,
     start: Instant,
     elapsed: Duration,
+    /// By how much the clock that people read was set.
+    set_by: jiff::SignedDuration,
     next: u64,
     verdicts: BTreeMap<u64, Verdict>,
     /// Parked requests in the order of their verdicts to pass.
@@ -32,6 +34,7 @@ impl World {
             state: State::new(max_held),
             start: Instant::now(),
             elapsed: Duration::ZERO,
+            set_by: jiff::SignedDuration::ZERO,
             next: 0,
             verdicts: BTreeMap::new(),
             passed: Vec::new(),
@@ -41,7 +44,7 @@ impl World {
 
     fn now(&self) -> Moment {
         let wall = Timestamp::UNIX_EPOCH + jiff::SignedDuration::try_from(self.elapsed).unwrap();
-        Moment { wall, clock: self.start + self.elapsed }
+        Moment { wall: wall + self.set_by, clock: self.start + self.elapsed }
     }
 
     fn pass_time(&mut self, time: Duration) {
@@ -115,6 +118,42 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 fn terms(id: &str) -> Terms {
     Terms { id: id.to_owned(), purpose: Purpose::Restore, max_hold: MAX_HOLD, silence: SILENCE }
+}
+
+#[test]
+fn a_clock_that_is_set_neither_ends_a_hold_nor_keeps_it_nor_changes_how_long_it_was() {
+    let (hour, ms) = (jiff::SignedDuration::from_hours(1), Duration::from_millis(5));
+    for set_by in [hour, -hour] {
+        let mut world = World::new(10);
+        let first = world.pass();
+        let began = world.now().wall;
+        let key = world.hold();
+        let (_, waiting) = world.park();
+        world.set_by = set_by;
+        world.pass_time(ms);
+        assert_eq!(world.name(), StateName::Draining);
+        world.leave(first);
+        world.set_by = -set_by;
+        world.pass_time(ms);
+        assert_eq!(world.name(), StateName::Holding);
+        let account = world.release(key).unwrap();
+        assert_eq!(account.began, began);
+        assert_eq!(account.drained, Some(began + ms));
+        assert_eq!(account.ended, began + 2 * ms);
+        world.leave(waiting);
+
+        // Nobody releases this one.
+        let key = world.hold();
+        let began = world.now().wall;
+        world.set_by = set_by;
+        let effects = world.state.beat(world.now(), key);
+        world.apply(effects);
+        world.pass_time(SILENCE.checked_sub(ms).unwrap());
+        assert_eq!(world.name(), StateName::Holding);
+        world.pass_time(ms);
+        assert_eq!(world.name(), StateName::Passing);
+        assert_eq!(world.state.still_on(key).unwrap_err().at, began + SILENCE);
+    }
 }
 
 #[test]
@@ -543,5 +582,33 @@ proptest! {
         invariants(&world, &present);
         prop_assert_eq!(world.state.snapshot().in_flight, 0);
         prop_assert!(world.state.ended.is_empty(), "holds are forgotten with their coordinators");
+    }
+}
+
+#[test]
+fn a_wall_clock_that_is_set_back_or_forward_neither_ends_a_hold_nor_lengthens_it() {
+    let max_hold = Duration::from_secs(10);
+    let terms = Terms {
+        id: "h".to_owned(),
+        purpose: Purpose::Backup,
+        max_hold,
+        silence: Duration::from_secs(60),
+    };
+    let start = Instant::now();
+    let noon = "2026-11-27T12:00:00Z".parse::<Timestamp>().unwrap();
+    let at =
+        |wall: Timestamp, seconds| Moment { wall, clock: start + Duration::from_secs(seconds) };
+    let (last_year, next_year) = (
+        noon - jiff::SignedDuration::from_hours(8760),
+        noon + jiff::SignedDuration::from_hours(8760),
+    );
+    for (first, then) in [(noon, next_year), (noon, last_year), (last_year, next_year)] {
+        let mut state = State::<u64>::new(1);
+        let key = state.begin_hold(at(first, 0), terms.clone()).unwrap();
+        assert_eq!(state.next_deadline(), Some(start + max_hold));
+        let _ = state.expire(at(then, 9));
+        assert!(state.still_on(key).is_ok(), "{then}");
+        let _ = state.expire(at(first, 10));
+        assert_eq!(state.still_on(key).unwrap_err().reason, EndReason::MaxHold, "{then}");
     }
 }

@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use stillpoint_gateway::control::{Control, ControlError, Held, HoldOrder, Purpose, Status};
 use stillpoint_gateway::{Gateway, GatewayError, GatewayOptions};
@@ -23,6 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+pub mod applications;
+pub mod load;
 pub mod proxies;
 
 pub type Body = BoxBody<Bytes, hyper::Error>;
@@ -44,7 +46,14 @@ impl Application {
     pub async fn start(
         handler: impl Fn(Request<Incoming>) -> Answer + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::at("127.0.0.1:0".parse().unwrap(), handler).await
+    }
+
+    pub async fn at(
+        address: SocketAddr,
+        handler: impl Fn(Request<Incoming>) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let handler = Arc::new(handler);
         let task = tokio::spawn(async move {

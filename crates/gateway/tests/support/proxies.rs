@@ -12,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// `nobody`.
 const NOBODY: u32 = 65534;
@@ -29,9 +30,9 @@ pub fn documented(heading: &str) -> String {
 }
 
 /// Puts an address in a documented one's place, which must be there.
-pub fn put(text: &str, documented: &str, here: SocketAddr) -> String {
+pub fn put(text: &str, documented: &str, here: &str) -> String {
     assert!(text.contains(documented), "{documented} is in {text}");
-    text.replace(documented, &here.to_string())
+    text.replace(documented, here)
 }
 
 /// The same of a site of Caddy's, which it names by the port alone.
@@ -43,9 +44,17 @@ pub fn put_site(text: &str, port: u16, here: SocketAddr) -> String {
     text.replace(&format!("127.0.0.1:{port}"), &here.to_string())
 }
 
+/// Which proxy.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    Nginx,
+    Caddy,
+}
+
 /// A proxy that runs. Ends when dropped.
 pub struct Proxy {
     pub address: SocketAddr,
+    kind: Kind,
     child: Child,
     directory: TempDir,
 }
@@ -57,10 +66,44 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
+    /// The documented proxy that asks a hold endpoint at this address and logs to that one.
+    pub async fn asking(
+        kind: Kind,
+        application: &Application,
+        endpoint: SocketAddr,
+        syslog: &str,
+    ) -> Self {
+        let heading = match kind {
+            Kind::Nginx => "nginx and the hold endpoint",
+            Kind::Caddy => "Caddy and the hold endpoint",
+        };
+        let text = put(&documented(heading), "127.0.0.1:8080", &application.address.to_string());
+        let text = put(&text, "127.0.0.1:8001", &endpoint.to_string());
+        let text = put(&text, "127.0.0.1:8514", syslog);
+        match kind {
+            Kind::Nginx => Self::nginx(&text).await,
+            Kind::Caddy => Self::caddy(&put_site(&text, 8002, free_address())).await,
+        }
+    }
+
+    /// The documented proxy that stands before a gateway.
+    pub async fn before(kind: Kind, gateway: SocketAddr) -> Self {
+        match kind {
+            Kind::Nginx => {
+                let text = documented("nginx before the gateway");
+                Self::nginx(&put(&text, "127.0.0.1:8009", &gateway.to_string())).await
+            }
+            Kind::Caddy => {
+                let text = documented("Caddy before the gateway");
+                Self::caddy(&put(&text, "127.0.0.1:8009", &gateway.to_string())).await
+            }
+        }
+    }
+
     /// nginx, with what stands in its `http` block. It listens at 127.0.0.1:8000 there.
     pub async fn nginx(configuration: &str) -> Self {
-        Self::start(|here, address| {
-            let configuration = put(configuration, "127.0.0.1:8000", address);
+        Self::start(Kind::Nginx, |here, address| {
+            let configuration = put(configuration, "127.0.0.1:8000", &address.to_string());
             let text = format!(
                 "daemon off;\nworker_processes 2;\npid {0}/pid;\nerror_log {0}/error.log info;\n\
                  events {{ worker_connections 4096; }}\nhttp {{\naccess_log off;\n\
@@ -80,7 +123,7 @@ impl Proxy {
 
     /// Caddy, with a Caddyfile in which it serves `http://:8000`.
     pub async fn caddy(configuration: &str) -> Self {
-        Self::start(|here, address| {
+        Self::start(Kind::Caddy, |here, address| {
             let configuration = put_site(configuration, 8000, address);
             fs::write(here.join("Caddyfile"), configuration).unwrap();
             let mut command = Command::new("caddy");
@@ -91,7 +134,7 @@ impl Proxy {
         .await
     }
 
-    async fn start(command: impl Fn(&Path, SocketAddr) -> Command) -> Self {
+    async fn start(kind: Kind, command: impl Fn(&Path, SocketAddr) -> Command) -> Self {
         // A port that was free may be taken by then.
         for _ in 0..5 {
             let directory = tempfile::tempdir().unwrap();
@@ -107,7 +150,7 @@ impl Proxy {
                 command.uid(NOBODY).gid(NOBODY);
             }
             let child = command.spawn().expect("the proxy is installed: `cargo xtask packages`");
-            let mut proxy = Self { address, child, directory };
+            let mut proxy = Self { address, kind, child, directory };
             if proxy.answers().await {
                 return proxy;
             }
@@ -138,8 +181,12 @@ impl Proxy {
 
     /// Ends it as a crash would: nothing that it was doing is finished or logged.
     pub fn kill(&mut self) {
-        // nginx's workers end without a word when their master asks for a fast shutdown.
-        self.end(Signal::TERM);
+        self.end(match self.kind {
+            // Its workers end at once when their master is asked for a fast shutdown; killed, the
+            // master would leave them behind.
+            Kind::Nginx => Signal::TERM,
+            Kind::Caddy => Signal::KILL,
+        });
     }
 
     fn end(&mut self, signal: Signal) {
@@ -151,7 +198,18 @@ impl Proxy {
     }
 }
 
-/// An address of this host that nobody listened at a moment ago.
+/// An address of this host that nobody listened at a moment ago. Its port is below those that the
+/// kernel gives to whoever asks for any, so that no test's client takes it by chance.
 pub fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    const PORTS: std::ops::Range<u32> = 12_000..32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test processes that run at the same time begin at places of their own.
+    let begin = std::process::id().wrapping_mul(509);
+    loop {
+        let place = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS.len() as u32;
+        let address = SocketAddr::from(([127, 0, 0, 1], (PORTS.start + place) as u16));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }

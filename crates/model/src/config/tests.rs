@@ -221,6 +221,29 @@ fn the_example_of_the_readme_is_read() {
     parse("README.md", example).unwrap();
 }
 
+#[test]
+fn the_examples_of_the_gateways_documents_are_read() {
+    let documents = concat!(
+        include_str!("../../../../docs/gateway.md"),
+        include_str!("../../../../docs/gateway-proxies.md")
+    );
+    let examples: Vec<&str> = documents
+        .split("```yaml\n")
+        .skip(1)
+        .map(|rest| rest.split_once("```").unwrap().0)
+        .filter(|example| example.starts_with("gateways:"))
+        .collect();
+    assert_eq!(examples.len(), 3);
+    for example in examples {
+        let indented = example.replace('\n', "\n    ");
+        let text = format!(
+            "project: shop\nenvironments:\n  main:\n    type: production\n    mounts: {{ a: \
+             {{ path: a }} }}\n    {indented}\n"
+        );
+        parse("example", &text).unwrap_or_else(|errors| panic!("{errors} in {text}"));
+    }
+}
+
 // Refusals.
 
 #[test]

@@ -84,9 +84,11 @@ impl PreparedDatabase {
         // The holder's session sees the mark's snapshot: what it reads is of that instant.
         let holder = &mut self.holder.client;
         let fingerprint = schema::fingerprint(holder).map_err(fail)?;
-        if fingerprint != self.schema.fingerprint {
+        let anew = fingerprint != self.schema.fingerprint;
+        if anew {
             self.schema = schema::dump(tools, login, &self.name, &mark.exported, fingerprint)?;
         }
+        let labels = schema::labels(holder).map_err(fail)?;
         for warning in &self.schema.warnings {
             captured.gaps.push((format!("definitions in {}", self.name), warning.clone()));
         }
@@ -122,6 +124,21 @@ impl PreparedDatabase {
             sink,
             &format!("capture {shown}"),
         )?;
+        let now = &mut self.control.client;
+        let changed = if anew && schema::fingerprint(now).map_err(fail)? != self.schema.fingerprint
+        {
+            Some("definitions were changed while the backup ran")
+        } else {
+            let now = schema::labels(now).map_err(fail)?;
+            let renamed =
+                labels.iter().any(|(oid, label)| now.get(oid).is_some_and(|l| l != label));
+            renamed.then_some("a value of an enumeration was renamed while the backup ran")
+        };
+        if let Some(what) = changed {
+            return Err(ServiceError::new(format!("capture {shown}"))
+                .because(what)
+                .hint("back up again when no definitions are being changed"));
+        }
         for table in &tables {
             captured.bytes += table.bytes;
             captured.items += 1;

@@ -3,6 +3,12 @@
 //! `pg_dump` takes locks of its own. After the mark it would wait behind DDL that waits for our
 //! locks: forever, since nobody else can see that circle. So the schema is dumped in prepare, and
 //! the fingerprint of the system catalogs tells at the mark's snapshot whether it still holds.
+//!
+//! If it does not it is dumped again, in that snapshot. But the server names functions, types and
+//! operators as they are called at the moment: what was changed since the mark would give a dump of
+//! two states. So the fingerprint is taken once more when all is captured.
+
+use std::collections::BTreeMap;
 
 use postgres::Client;
 
@@ -81,7 +87,7 @@ pub(super) fn dump(
 
 /// Changes whenever a definition in this database does: the versions of all rows of all catalogs.
 ///
-/// Rows that come and go with temporary tables count too; the only harm is a second dump.
+/// Temporary tables are left out: they come and go all the time, and are never dumped.
 pub(super) fn fingerprint(client: &mut Client) -> Result<String, postgres::Error> {
     // Statistics and large objects are data; the shared catalogs are the whole server's.
     let catalogs = client.query(
@@ -97,13 +103,57 @@ pub(super) fn fingerprint(client: &mut Client) -> Result<String, postgres::Error
             let name: String = row.get(0);
             format!(
                 "SELECT '{name}' AS name, md5(string_agg(ctid::text || xmin::text, ' ' \
-                 ORDER BY ctid)) AS rows FROM pg_catalog.{name}"
+                 ORDER BY ctid)) AS rows FROM pg_catalog.{name} WHERE {}",
+                lasting(&name)
             )
         })
         .collect();
     let query = format!(
-        "SELECT md5(string_agg(name || coalesce(rows, ''), ' ' ORDER BY name)) FROM ({}) c",
+        "WITH temporary AS (SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_(toast_)?temp_'), \
+         passing AS (SELECT oid FROM pg_class WHERE relnamespace IN (TABLE temporary)) \
+         SELECT md5(string_agg(name || coalesce(rows, ''), ' ' ORDER BY name)) FROM ({}) c",
         parts.join(" UNION ALL ")
     );
     Ok(client.query_one(&query, &[])?.get(0))
+}
+
+/// Which rows of a catalog are of no temporary table, view or function.
+fn lasting(catalog: &str) -> &'static str {
+    match catalog {
+        "pg_namespace" => "oid NOT IN (TABLE temporary)",
+        "pg_class" => "relnamespace NOT IN (TABLE temporary)",
+        "pg_type" => "typnamespace NOT IN (TABLE temporary)",
+        "pg_proc" => "pronamespace NOT IN (TABLE temporary)",
+        "pg_constraint" => "connamespace NOT IN (TABLE temporary)",
+        "pg_attribute" => "attrelid NOT IN (TABLE passing)",
+        "pg_attrdef" => "adrelid NOT IN (TABLE passing)",
+        "pg_index" => "indrelid NOT IN (TABLE passing)",
+        "pg_sequence" => "seqrelid NOT IN (TABLE passing)",
+        "pg_rewrite" => "ev_class NOT IN (TABLE passing)",
+        "pg_trigger" => "tgrelid NOT IN (TABLE passing)",
+        "pg_inherits" => "inhrelid NOT IN (TABLE passing)",
+        "pg_depend" => {
+            "NOT (classid = 'pg_class'::regclass AND objid IN (TABLE passing) \
+             OR classid = 'pg_type'::regclass AND objid IN \
+                (SELECT oid FROM pg_type WHERE typnamespace IN (TABLE temporary)) \
+             OR classid = 'pg_attrdef'::regclass AND objid IN \
+                (SELECT oid FROM pg_attrdef WHERE adrelid IN (TABLE passing)) \
+             OR classid = 'pg_rewrite'::regclass AND objid IN \
+                (SELECT oid FROM pg_rewrite WHERE ev_class IN (TABLE passing)) \
+             OR classid = 'pg_trigger'::regclass AND objid IN \
+                (SELECT oid FROM pg_trigger WHERE tgrelid IN (TABLE passing)) \
+             OR classid = 'pg_proc'::regclass AND objid IN \
+                (SELECT oid FROM pg_proc WHERE pronamespace IN (TABLE temporary)) \
+             OR classid = 'pg_constraint'::regclass AND objid IN \
+                (SELECT oid FROM pg_constraint WHERE connamespace IN (TABLE temporary)))"
+        }
+        _ => "true",
+    }
+}
+
+/// The labels of enumerations. Values are written by the labels of the moment, whatever the snapshot,
+/// and no lock keeps a label from being renamed.
+pub(super) fn labels(client: &mut Client) -> Result<BTreeMap<u32, String>, postgres::Error> {
+    let rows = client.query("SELECT oid, enumlabel::text FROM pg_enum", &[])?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }

@@ -34,6 +34,7 @@ pub(crate) const FOR_OTHERS: &str = "GRANT SET USER ON *.* TO keeper@localhost";
 pub(crate) struct Server {
     child: Child,
     dir: tempfile::TempDir,
+    options: Vec<String>,
 }
 
 impl Drop for Server {
@@ -105,23 +106,19 @@ impl Server {
         // server's, which then crashes.
         let temporary = dir.path().join("tmp");
         std::fs::create_dir(&temporary).unwrap();
-        let child = Command::new("/usr/sbin/mariadbd")
-            .args(["--no-defaults", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M"])
-            // No test pulls the plug of the machine.
-            .args(["--innodb-flush-method=nosync", "--sync-frm=0"])
-            .arg(format!("--datadir={}", data.display()))
-            .arg(format!("--tmpdir={}", temporary.display()))
-            .arg(format!("--socket={}", dir.path().join("socket").display()))
-            .arg(format!("--pid-file={}", dir.path().join("pid").display()))
-            .args(stillpoint_testkit::is_root().then_some("--user=root"))
-            .args(options)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let server = Self { child, dir };
+        let options: Vec<String> = options.iter().map(|word| (*word).to_owned()).collect();
+        let child = spawn(dir.path(), &options);
+        let server = Self { child, dir, options };
         until("the server starts", || server.try_as("root", None).is_ok());
         server
+    }
+
+    /// A crash, and a start from what is on disk.
+    pub(crate) fn crash_and_start(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = spawn(self.dir.path(), &self.options);
+        until("the server starts again", || self.try_as("root", None).is_ok());
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -183,6 +180,23 @@ impl Server {
     pub(crate) fn refusal(&self) -> String {
         told(&self.driver().prepare().err().expect("prepare refuses"))
     }
+}
+
+fn spawn(dir: &Path, options: &[String]) -> Child {
+    Command::new("/usr/sbin/mariadbd")
+        .args(["--no-defaults", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M"])
+        // No test pulls the plug of the machine.
+        .args(["--innodb-flush-method=nosync", "--sync-frm=0"])
+        .arg(format!("--datadir={}", dir.join("data").display()))
+        .arg(format!("--tmpdir={}", dir.join("tmp").display()))
+        .arg(format!("--socket={}", dir.join("socket").display()))
+        .arg(format!("--pid-file={}", dir.join("pid").display()))
+        .args(stillpoint_testkit::is_root().then_some("--user=root"))
+        .args(options)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 pub(crate) fn options_at(socket: &Path) -> MariadbOptions {

@@ -22,6 +22,13 @@ impl Memory {
         String::from_utf8_lossy(file).into_owned()
     }
 
+    /// All of it, for comparison.
+    pub(crate) fn texts(&self) -> BTreeMap<String, String> {
+        let files = self.files.lock().unwrap();
+        let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
+        files.iter().map(|(path, bytes)| (path.clone(), text(bytes))).collect()
+    }
+
     pub(crate) fn replace(&self, path: &str, content: Vec<u8>) {
         let before = self.files.lock().unwrap().insert(path.to_owned(), content);
         assert!(before.is_some(), "{path} was never captured");

@@ -29,6 +29,9 @@ impl Traffic {
 
     /// A few of each kind, who leave something of the machine to others.
     pub const LIGHT: Self = Self { transfers: 2, orders: 3, through: 1, sockets: 1 };
+
+    /// Nobody.
+    pub const NONE: Self = Self { transfers: 0, orders: 0, through: 0, sockets: 0 };
 }
 
 /// No client sends more requests, whatever it is told.

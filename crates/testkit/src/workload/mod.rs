@@ -47,6 +47,14 @@ pub fn orders_answered(address: std::net::SocketAddr) -> Result<u64, BoxError> {
     Ok(answer.body_mut().read_to_string()?.parse()?)
 }
 
+/// Lets the bank at `address` change one balance, and with it the sum: half of a transfer. `service`
+/// is a place in [`PARTS`].
+pub fn credit(address: std::net::SocketAddr, service: usize, amount: i64) -> Result<(), BoxError> {
+    let url = format!("http://{address}/credit/{service}/1/{amount}");
+    ureq::post(url).send_empty()?.body_mut().read_to_string()?;
+    Ok(())
+}
+
 /// Any failure of the workload.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
