@@ -11,6 +11,7 @@ use crate::state::{
 };
 use crate::upstream::Pool;
 use jiff::Timestamp;
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stillpoint_model::route::Route;
@@ -36,13 +37,13 @@ pub(crate) struct Gate {
     changed: watch::Sender<()>,
     /// What is never held.
     pass: Vec<Route>,
-    pub(crate) pool: Pool,
+    pub(crate) pool: Arc<Pool>,
     upgraded: AtomicU64,
     bad_gateway: AtomicU64,
 }
 
 impl Gate {
-    pub(crate) fn new(max_held: usize, pass: Vec<Route>, pool: Pool) -> Arc<Self> {
+    pub(crate) fn new(max_held: usize, pass: Vec<Route>, pool: Arc<Pool>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State::new(max_held)),
             changed: watch::Sender::new(()),
@@ -221,8 +222,21 @@ impl Drop for UpgradeCount {
     }
 }
 
+/// Nobody may guess a token, since it lets a request through a hold: all of it comes from the
+/// operating system, which is asked once for many.
 fn random_token() -> Token {
-    let mut bytes = [0_u8; 16];
-    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
-    Token::from_be_bytes(bytes)
+    const SIZE: usize = size_of::<Token>();
+    thread_local! {
+        static BYTES: RefCell<([u8; 128 * SIZE], usize)> = const { RefCell::new(([0; 128 * SIZE], 0)) };
+    }
+    BYTES.with_borrow_mut(|(bytes, left)| {
+        if *left == 0 {
+            getrandom::fill(bytes).expect("the operating system gives random bytes");
+            *left = bytes.len();
+        }
+        *left -= SIZE;
+        let mut token = [0; SIZE];
+        token.copy_from_slice(&bytes[*left..*left + SIZE]);
+        Token::from_be_bytes(token)
+    })
 }

@@ -80,6 +80,7 @@ impl Gateway {
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
         let Self { listener, address, room, control, endpoint, options } = self;
         let pool = Pool::new(options.upstream.clone());
+        let sweeper = tokio::spawn(pool.clone().sweep());
         let gate = Gate::new(options.max_held, options.pass.clone(), pool);
         let (stop, stopping) = watch::channel(());
         let timer = tokio::spawn(gate.clone().keep_time());
@@ -109,6 +110,7 @@ impl Gateway {
         // The control socket is removed when its task has really ended.
         let _ = control.await;
         timer.abort();
+        sweeper.abort();
         drop(endpoint);
         Ok(())
     }

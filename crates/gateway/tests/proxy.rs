@@ -7,13 +7,14 @@ use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::header::HeaderValue;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use stillpoint_gateway::control::{EndReason, Purpose};
 use support::applications::*;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// An address that is taken, so that nobody else takes it, and where nobody listens.
 struct Nobody(TcpSocket);
@@ -348,6 +349,71 @@ async fn no_idle_connection_to_the_application_outlives_a_hold() {
     for request in waiting {
         assert!(request.await.unwrap().ends_with("ok"));
         assert_ne!(answered_on.recv().await.unwrap(), first);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_goes_on_while_its_client_reads_nothing_of_the_answer() {
+    // More than all buffers on the way hold, in both directions.
+    const UPLOAD: usize = 16 << 20;
+    const ANSWER: usize = 64 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gateway = TestGateway::start(listener.local_addr().unwrap()).await;
+    let (tell, uploaded) = oneshot::channel();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_until(&mut stream, "\r\n\r\n").await;
+        let (mut from, mut to) = stream.into_split();
+        let answering = tokio::spawn(async move {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {ANSWER}\r\n\r\n");
+            to.write_all(head.as_bytes()).await.unwrap();
+            to.write_all(&vec![b'a'; ANSWER]).await.unwrap();
+        });
+        from.read_exact(&mut vec![0; UPLOAD]).await.unwrap();
+        tell.send(()).unwrap();
+        answering.await.unwrap();
+    });
+    let client = TcpStream::connect(gateway.address).await.unwrap();
+    let (mut from, mut to) = client.into_split();
+    let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {UPLOAD}\r\n\r\n");
+    to.write_all(head.as_bytes()).await.unwrap();
+    read_until(&mut from, "\r\n\r\n").await;
+    to.write_all(&vec![b'u'; UPLOAD]).await.unwrap();
+    uploaded.await.unwrap();
+    from.read_exact(&mut vec![0; ANSWER]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_in_a_row_share_connections_to_the_application() {
+    const REQUESTS: usize = 50;
+    for (head, body) in [
+        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", "ok"),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", "2\r\nok\r\n0\r\n\r\n"),
+        ("HTTP/1.1 204 No Content\r\n\r\n", ""),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = TestGateway::start(listener.local_addr().unwrap()).await;
+        let connections = Arc::new(AtomicUsize::new(0));
+        let accepted = connections.clone();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                accepted.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(async move {
+                    while stream.read(&mut [0_u8; 4096]).await.unwrap() > 0 {
+                        stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        let mut client = TcpStream::connect(gateway.address).await.unwrap();
+        for _ in 0..REQUESTS {
+            client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            read_until(&mut client, "\r\n\r\n").await;
+            client.read_exact(&mut vec![0; body.len()]).await.unwrap();
+        }
+        // A connection is kept for a second; not every request came a second after the one before.
+        assert!(connections.load(Ordering::SeqCst) < REQUESTS, "none was kept after {head:?}");
     }
 }
 

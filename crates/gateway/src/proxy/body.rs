@@ -1,8 +1,10 @@
 //! A response's body on its way to the client. It carries the request's seat: when the body is
-//! dropped, complete or not, the seat goes to where it is given up at the next flush.
+//! dropped, complete or not, the seat goes to where it is given up at the next flush. Reading it
+//! drives the connection that it comes from, which is kept for others once the body is complete.
 
 use super::stream::Leaving;
 use crate::gate::Seat;
+use crate::upstream::{Link, Pool};
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -14,14 +16,71 @@ use std::task::{Context, Poll};
 
 /// The application's response, or the gateway's own words.
 pub(crate) struct ResponseBody {
-    body: Either<Incoming, Full<Bytes>>,
+    body: Either<Passing, Full<Bytes>>,
     seat: Option<Seat>,
     leaving: Option<Arc<Leaving>>,
 }
 
+/// The application's response and the connection that it comes from.
+pub(crate) struct Passing {
+    body: Incoming,
+    /// It has said that there is no more.
+    ended: bool,
+    /// Why there is no more, though there should be.
+    broken: Option<hyper::Error>,
+    link: Option<Link>,
+    pool: Arc<Pool>,
+}
+
+impl Passing {
+    pub(crate) fn new(body: Incoming, link: Link, pool: Arc<Pool>) -> Self {
+        Self { body, ended: false, broken: None, link: Some(link), pool }
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let mut frame = Pin::new(&mut self.body).poll_frame(cx);
+        if frame.is_pending()
+            && let Some(link) = &mut self.link
+        {
+            link.drive(cx);
+            frame = Pin::new(&mut self.body).poll_frame(cx);
+        }
+        match frame {
+            Poll::Ready(Some(Err(error))) => {
+                // What came before it goes out first: hyper forgets what it has not yet written
+                // when a body fails, and all of it may have come at once.
+                self.broken = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Ready(None) => {
+                self.ended = true;
+                Poll::Ready(None)
+            }
+            frame => frame,
+        }
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        if (self.ended || self.body.is_end_stream())
+            && let Some(link) = self.link.take()
+        {
+            self.pool.keep(link);
+        }
+    }
+}
+
 impl ResponseBody {
     /// What the application sends, streamed.
-    pub(crate) fn passing(body: Incoming, seat: Seat, leaving: Arc<Leaving>) -> Self {
+    pub(crate) fn passing(body: Passing, seat: Seat, leaving: Arc<Leaving>) -> Self {
         Self { body: Either::Left(body), seat: Some(seat), leaving: Some(leaving) }
     }
 
@@ -55,7 +114,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match &mut self.body {
-            Either::Left(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Either::Left(body) => body.poll_frame(cx).map_err(Into::into),
             Either::Right(body) => {
                 Pin::new(body).poll_frame(cx).map_err(|never: Infallible| match never {})
             }
@@ -63,10 +122,16 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.body {
+            Either::Left(passing) => passing.body.is_end_stream(),
+            Either::Right(words) => words.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Either::Left(passing) => passing.body.size_hint(),
+            Either::Right(words) => words.size_hint(),
+        }
     }
 }

@@ -12,14 +12,15 @@ pub(crate) mod headers;
 mod stream;
 mod upgrade;
 
+use body::Passing;
 pub(crate) use body::ResponseBody;
 pub(crate) use stream::{ClientProbe, ClientStream, Leaving};
 
 use crate::descriptors::Place;
 use crate::gate::{Entered, Gate, Seat};
 use crate::state::{About, Refusal, RefusedFor, Token};
-use http_body_util::{Either, Empty};
-use hyper::body::{Body, Incoming};
+use crate::upstream::RequestBody;
+use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use std::error::Error;
@@ -78,17 +79,15 @@ impl Visitor {
         *request.version_mut() = Version::HTTP_11;
         // Extensions belong to this side (hyper keeps its upgrade there).
         request.extensions_mut().clear();
-        let request = request.map(|body| {
-            if body.is_end_stream() { Either::Right(Empty::new()) } else { Either::Left(body) }
-        });
+        let request = request.map(RequestBody::from);
 
         let response = tokio::select! {
             biased;
             response = self.gate.pool.send(request) => response,
             () = self.probe.gone() => return Err(ClientGone),
         };
-        let mut response = match response {
-            Ok(response) => response,
+        let (mut response, mut link) = match response {
+            Ok(answered) => answered,
             Err(error) => {
                 let answer = self.bad_gateway(&error);
                 return Ok(answer.map(|body| body.seated(seat, self.leaving.clone())));
@@ -105,11 +104,14 @@ impl Visitor {
             };
             switched = headers::upgrade(response.headers());
             let upstream = hyper::upgrade::on(&mut response);
+            link.detach();
             upgrade::join(client, upstream, self.gate.count_upgrade(), self.place.clone());
         }
         headers::to_client(response.headers_mut(), switched);
         let leaving = self.leaving.clone();
-        Ok(response.map(|body| ResponseBody::passing(body, seat, leaving)))
+        let pool = self.gate.pool.clone();
+        Ok(response
+            .map(|body| ResponseBody::passing(Passing::new(body, link, pool), seat, leaving)))
     }
 
     fn bad_gateway(&self, error: &(dyn Error + 'static)) -> Response<ResponseBody> {

@@ -7,13 +7,15 @@
 
 use crate::gate::Seat;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
 
 /// How often a silent client is looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -42,7 +44,7 @@ impl ClientStream {
     pub(crate) fn new(stream: TcpStream) -> (Self, ClientProbe, Arc<Leaving>) {
         let stream = Arc::new(stream);
         let leaving = Arc::<Leaving>::default();
-        let probe = ClientProbe(stream.clone());
+        let probe = ClientProbe { stream: stream.clone(), look: Mutex::new(Box::pin(sleep(LOOK))) };
         (Self { stream, leaving: leaving.clone() }, probe, leaving)
     }
 }
@@ -62,10 +64,22 @@ impl AsyncRead for ClientStream {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read_buf(buf) {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            let room = buf.remaining();
+            let mut read = 0;
+            let result = self.stream.try_io(Interest::READABLE, || {
+                read = self.stream.try_read_buf(buf)?;
+                if 0 < read && read < room {
+                    // That was all there is: the next read waits, rather than try in vain first.
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(())
+            });
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && read == 0 => {}
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    return Poll::Ready(Err(error));
+                }
+                _ => return Poll::Ready(Ok(())),
             }
         }
     }
@@ -110,20 +124,32 @@ impl AsyncWrite for ClientStream {
 }
 
 /// Sees whether a client has hung up, without reading what it sent.
-#[derive(Clone)]
-pub(crate) struct ClientProbe(Arc<TcpStream>);
+pub(crate) struct ClientProbe {
+    stream: Arc<TcpStream>,
+    /// When to look next. One timer for all of a connection's requests: most are answered long
+    /// before it is due, and then it costs them nothing.
+    look: Mutex<Pin<Box<Sleep>>>,
+}
 
 impl ClientProbe {
     /// Ends once the client has closed its side. hyper notices that by itself only for requests
     /// whose body has been read, and bodies of parked requests are left unread on purpose.
     pub(crate) async fn gone(&self) {
-        while !self.hung_up() {
-            tokio::time::sleep(LOOK).await;
-        }
+        poll_fn(|cx| {
+            let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+            loop {
+                ready!(look.as_mut().poll(cx));
+                look.as_mut().reset(Instant::now() + LOOK);
+                if self.hung_up() {
+                    return Poll::Ready(());
+                }
+            }
+        })
+        .await;
     }
 
     fn hung_up(&self) -> bool {
-        let mut fds = [PollFd::new(&*self.0, PollFlags::RDHUP)];
+        let mut fds = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         // A failed look proves nothing; there will be another.
         poll(&mut fds, Some(&now)).is_ok()
