@@ -135,8 +135,8 @@ impl MountParticipant {
         // Before the tree is looked at, so that nothing falls between.
         let follower = Follower::start(&self.root).map_err(unclear)?;
         open_for_writing().map_err(unclear)?;
-        let (plan, inodes) = Plan::look(&self.root, &self.filter, &self.cache)?;
-        follower.keep(inodes);
+        let (plan, sieve) = Plan::look(&self.root, &self.filter, &self.cache)?;
+        follower.keep(sieve);
         self.follower = Some(follower);
         self.plan = Some(plan);
         self.tracking = Tracking::Events;

@@ -26,6 +26,15 @@ fn settled() -> Scene {
 fn assert_marked_after(scene: &Scene, steps: &mut [&mut dyn FnMut()]) {
     let taken = marked_after(scene, steps);
     scene.assert_same(&taken);
+    match tracking(&scene.mount()) {
+        Tracking::Events => assert_eq!(tracked_by(&taken), "events"),
+        // Elsewhere than as root on the machine itself the kernel tells nothing.
+        Tracking::Walk { .. } => assert!(tracked_by(&taken).starts_with("walk: ")),
+    }
+}
+
+fn tracked_by(taken: &Taken) -> &str {
+    &taken.account.part.as_ref().unwrap().0.marker.values[TRACKED_BY]
 }
 
 /// Prepare; then one of `steps` before each mark; then capture.
@@ -39,14 +48,7 @@ fn marked_after(scene: &Scene, steps: &mut [&mut dyn FnMut()]) -> Taken {
     }
     participant.capture(&writer, &Silent).unwrap();
     let account = participant.account();
-    let (part, node) = account.part.as_ref().unwrap();
-    let by = part.marker.values[TRACKED_BY].clone();
-    match tracking(&scene.mount()) {
-        Tracking::Events => assert_eq!(by, "events"),
-        // Elsewhere than as root on the machine itself the kernel tells nothing.
-        Tracking::Walk { .. } => assert!(by.starts_with("walk: "), "{by}"),
-    }
-    let tree = node.subtree.unwrap();
+    let tree = account.part.as_ref().unwrap().1.subtree.unwrap();
     let now = jiff::Timestamp::now();
     writer.publish(Snapshot::new(tree, vec!["/m".to_owned()], vec![], now)).unwrap();
     Taken { tree, account }
@@ -139,12 +141,27 @@ fn a_second_mark_is_as_things_are_then() {
                 write(&mount.join("a/new"), "the second time");
                 write(&mount.join("a/f2"), "again");
                 fs::remove_file(mount.join("a/f1")).unwrap();
-                fs::create_dir(mount.join("a/directory")).unwrap();
-                write(&mount.join("a/directory/x"), "x");
             },
-            &mut || write(&mount.join("a/directory/y"), "y"),
         ],
     );
+}
+
+#[test]
+fn a_mark_after_one_that_found_new_directories_walks() {
+    let scene = settled();
+    let new = scene.mount().join("a/new");
+    let taken = marked_after(
+        &scene,
+        &mut [
+            &mut || {
+                fs::create_dir(&new).unwrap();
+                write(&new.join("x"), "x");
+            },
+            &mut || write(&new.join("y"), "y"),
+        ],
+    );
+    scene.assert_same(&taken);
+    assert!(tracked_by(&taken).starts_with("walk: "), "{}", tracked_by(&taken));
 }
 
 #[test]

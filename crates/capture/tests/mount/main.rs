@@ -355,21 +355,26 @@ fn a_mount_that_is_reached_by_a_symbolic_link_is_captured() {
 fn who_changes_a_mount_in_the_mark_is_noticed() {
     for scene in Scene::each_way() {
         let mount = scene.mount();
-        for number in 0..3000 {
+        for number in 0..1000 {
             write(&mount.join(format!("f{number}")), "content");
         }
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopping, path) = (Arc::clone(&stop), mount.join("f1500"));
+        let (stopping, path) = (Arc::clone(&stop), mount.join("f500"));
         let writer = std::thread::spawn(move || {
             while !stopping.load(Ordering::Relaxed) {
                 open(&path).write_all(b"changed").unwrap();
             }
         });
-        let taken = scene.take(scene.participant(&[]), || {});
+        // Much is to be read in the mark, so that it takes its time.
+        let taken = scene.take(scene.participant(&[]), || {
+            for number in 0..1000 {
+                write(&mount.join(format!("f{number}")), "content again");
+            }
+        });
         stop.store(true, Ordering::Relaxed);
         writer.join().unwrap();
         let doubts = &taken.account.doubts;
-        assert!(doubts.iter().any(|doubt| doubt.contains("f1500")), "{doubts:?}");
+        assert!(doubts.iter().any(|doubt| doubt.contains("f500")), "{doubts:?}");
     }
 }
 

@@ -5,13 +5,14 @@
 //! then only those of its files and directories are. Too many lose nothing: they are forgotten,
 //! and said to be, so that a walk takes their place.
 
+use super::super::filter::Filter;
 use super::group::{Event, Group};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
@@ -68,35 +69,61 @@ impl Changes {
     }
 }
 
+/// Which events concern a mount.
+#[derive(Debug)]
+pub(in super::super) struct Sieve {
+    pub(in super::super) filter: Filter,
+    /// The mount's inodes, sorted.
+    pub(in super::super) inodes: Vec<u64>,
+    /// Where its directories were when it was looked through. One that was renamed is walked by the
+    /// mark in its new place, so what is sifted by the old path is not missed.
+    pub(in super::super) directories: HashMap<u64, PathBuf>,
+}
+
+impl Sieve {
+    fn has(&self, inode: u64) -> bool {
+        self.inodes.binary_search(&inode).is_ok()
+    }
+
+    fn excludes(&self, directory: u64, name: &OsStr) -> bool {
+        let path = self.directories.get(&directory);
+        path.is_some_and(|path| self.filter.excludes(&path.join(name)))
+    }
+}
+
 /// The events that concern the mount.
 #[derive(Debug, Default)]
 struct Seen {
     changes: Changes,
-    /// The inodes of the mount, sorted, once its tree is known.
-    known: Option<Vec<u64>>,
-    /// Those that have got a name in it since.
+    /// Once the mount's tree is known.
+    sieve: Option<Sieve>,
+    /// The inodes that have got a name in the mount since.
     added: HashSet<u64>,
 }
 
 impl Seen {
-    fn add(&mut self, event: Event) {
-        let concerns = |inode: &u64| {
-            self.known.as_ref().is_none_or(|known| known.binary_search(inode).is_ok())
-                || self.added.contains(inode)
-        };
-        let kept = match &event {
-            Event::Name { directory: inode, .. }
+    fn add(&mut self, mut event: Event) {
+        if let Some(sieve) = &self.sieve {
+            let (Event::Name { directory: inode, .. }
             | Event::Changed { inode }
-            | Event::Closed { inode } => concerns(inode),
-            Event::Unknown { .. } => true,
-        };
-        if kept {
-            // What it is called elsewhere, or that it is new, does not matter: it belongs here now.
-            if let (Some(_), Event::Name { of: Some(inode), .. }) = (&self.known, &event) {
-                self.added.insert(*inode);
+            | Event::Closed { inode }) = event
+            else {
+                return self.changes.add(event);
+            };
+            if !sieve.has(inode) && !self.added.contains(&inode) {
+                return;
             }
-            self.changes.add(event);
+            match &event {
+                // It is the directory alone that changed, and only in its times.
+                Event::Name { directory, name, .. } if sieve.excludes(*directory, name) => {
+                    event = Event::Closed { inode: *directory };
+                }
+                // Wherever it was before, it belongs here now.
+                Event::Name { of: Some(inode), .. } => drop(self.added.insert(*inode)),
+                _ => {}
+            }
         }
+        self.changes.add(event);
     }
 }
 
@@ -170,15 +197,14 @@ impl Follower {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// From now on only what concerns these inodes, sorted, is kept; what came before is sifted as
-    /// well.
-    pub(in super::super) fn keep(&self, known: Vec<u64>) {
+    /// From now on only what `sieve` lets through is kept; what came before is sifted as well.
+    pub(in super::super) fn keep(&self, sieve: Sieve) {
         let mut seen = self.shared.catch_up();
         let Changes { names, inodes, kept, .. } = &mut seen.changes;
-        names.retain(|directory, _| known.binary_search(directory).is_ok());
-        inodes.retain(|inode| known.binary_search(inode).is_ok());
+        names.retain(|directory, _| sieve.has(*directory));
+        inodes.retain(|inode| sieve.has(*inode));
         *kept = inodes.len() + names.values().map(HashSet::len).sum::<usize>();
-        seen.known = Some(known);
+        seen.sieve = Some(sieve);
     }
 
     /// How many changes there have been until now.
@@ -219,9 +245,19 @@ mod tests {
         assert_eq!(changes.count, MOST_KEPT as u64 + 1);
     }
 
+    fn seen(inodes: Vec<u64>, exclude: &str) -> Seen {
+        let filter = Filter::new(&[exclude.to_owned()]).unwrap();
+        let directories = inodes.iter().map(|inode| (*inode, PathBuf::from("d"))).collect();
+        Seen { sieve: Some(Sieve { filter, inodes, directories }), ..Seen::default() }
+    }
+
+    fn name(name: &str, of: u64) -> Event {
+        Event::Name { directory: 3, name: name.into(), of: Some(of) }
+    }
+
     #[test]
     fn what_does_not_concern_the_mount_is_not_kept() {
-        let mut seen = Seen { known: Some(vec![3, 5]), ..Seen::default() };
+        let mut seen = seen(vec![3, 5], "*.tmp");
         for inode in 1..=6 {
             seen.add(Event::Changed { inode });
         }
@@ -231,11 +267,21 @@ mod tests {
 
     #[test]
     fn a_file_that_gets_a_name_in_the_mount_is_followed_from_then_on() {
-        let mut seen = Seen { known: Some(vec![3]), ..Seen::default() };
+        let mut seen = seen(vec![3], "*.tmp");
         seen.add(Event::Changed { inode: 9 });
-        seen.add(Event::Name { directory: 3, name: "new".into(), of: Some(9) });
+        seen.add(name("new", 9));
         assert_eq!(seen.changes.inodes, HashSet::from([3]));
         seen.add(Event::Changed { inode: 9 });
         assert_eq!(seen.changes.inodes, HashSet::from([3, 9]));
+    }
+
+    #[test]
+    fn of_an_excluded_file_only_its_directory_is_looked_at() {
+        let mut seen = seen(vec![3], "d/*.tmp");
+        seen.add(name("x.tmp", 9));
+        seen.add(Event::Changed { inode: 9 });
+        assert_eq!(seen.changes.inodes, HashSet::from([3]));
+        assert!(seen.changes.names.is_empty());
+        assert_eq!(seen.changes.count, 0);
     }
 }

@@ -15,6 +15,7 @@ mod group;
 mod plan;
 mod silent;
 
+use follower::Sieve;
 pub(super) use follower::{Changes, Follower};
 pub(super) use plan::{Plan, Unplanned};
 pub(super) use silent::open_for_writing;

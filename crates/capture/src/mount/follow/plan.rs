@@ -11,14 +11,14 @@ use super::super::filter::Filter;
 use super::super::identity::{Identity, file_type};
 use super::super::mark::{Marked, MarkedEntry, Marker, What};
 use super::super::walk::{Entry, Visitor, open_directory, walk};
-use super::Changes;
+use super::{Changes, Sieve};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2, statat};
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Why a mark must walk instead.
 #[derive(Debug, thiserror::Error)]
@@ -54,12 +54,12 @@ pub(in super::super) struct Plan {
 }
 
 impl Plan {
-    /// Looks through the mount. Gives its inodes too, sorted.
+    /// Looks through the mount. Gives what tells its events from those of others, too.
     pub(in super::super) fn look(
         root: &Path,
         filter: &Filter,
         cache: &Cache,
-    ) -> Result<(Self, Vec<u64>), Unplanned> {
+    ) -> Result<(Self, Sieve), Unplanned> {
         let directory = open_directory(CWD, root)?;
         let stat = fstat(&directory)?;
         let mounts = mounts()?;
@@ -69,7 +69,7 @@ impl Plan {
             open: vec![Vec::new()],
             unsettled: HashSet::new(),
             inodes: vec![stat.st_ino],
-            directories: HashSet::from([stat.st_ino]),
+            directories: HashMap::from([(stat.st_ino, PathBuf::new())]),
             unclear: None,
         };
         walk(directory.as_fd(), Path::new(""), filter, &mut planner)?;
@@ -86,7 +86,8 @@ impl Plan {
             unsettled: planner.unsettled,
             outdated: false,
         };
-        Ok((plan, inodes))
+        let directories = planner.directories;
+        Ok((plan, Sieve { filter: filter.clone(), inodes, directories }))
     }
 
     /// Takes back the tree that a mark gave away, for the next one.
@@ -142,7 +143,7 @@ struct Planner<'a> {
     open: Vec<Vec<MarkedEntry>>,
     unsettled: HashSet<u64>,
     inodes: Vec<u64>,
-    directories: HashSet<u64>,
+    directories: HashMap<u64, PathBuf>,
     unclear: Option<String>,
 }
 
@@ -163,7 +164,7 @@ impl Visitor for Planner<'_> {
             level.push(MarkedEntry { name, inode, kind, what, children: None });
         }
         if kind == FileType::Directory {
-            if !self.directories.insert(inode) {
+            if self.directories.insert(inode, entry.path.clone()).is_some() {
                 let why = format!("{} can be reached by two ways", entry.path.display());
                 self.unclear.get_or_insert(why);
             }

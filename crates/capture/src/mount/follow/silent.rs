@@ -15,6 +15,10 @@ use std::path::Path;
 /// The initial PID namespace, in which every process of the machine is seen.
 const EVERYONE: &str = "pid:[4026531836]";
 
+/// The machine's first process. Some machines let nobody see what it has open; it is the only one
+/// that is believed not to write to an application's files.
+const INIT: &str = "1";
+
 /// The inodes, of any file system, that some process has open for writing, or mapped to share.
 /// Otherwise why that cannot be known.
 pub(in super::super) fn open_for_writing() -> Result<HashSet<u64>, String> {
@@ -33,16 +37,18 @@ pub(in super::super) fn open_for_writing() -> Result<HashSet<u64>, String> {
             Err(Errno::NOENT | Errno::SRCH) => continue,
             Err(error) => return Err(hidden(&name, error)),
         };
+        first |= name == INIT;
         let looked = descriptors(process.as_fd(), &mut inodes)
             .and_then(|()| mappings(process.as_fd(), &mut inodes));
         match looked {
-            Ok(()) => first |= name == "1",
+            Ok(()) => {}
+            Err(Errno::ACCESS | Errno::PERM) if name == INIT => {}
             Err(Errno::NOENT | Errno::SRCH) => {}
             Err(error) => return Err(hidden(&name, error)),
         }
     }
     // Where processes of others are hidden, the first one is as well.
-    if first { Ok(inodes) } else { Err(hidden("1", Errno::ACCESS)) }
+    if first { Ok(inodes) } else { Err(hidden(INIT, Errno::ACCESS)) }
 }
 
 const DIRECTORY: OFlags =
