@@ -7,11 +7,12 @@ use super::spool::{Range, Spool};
 use super::walk::{Entry, Visitor, open_directory, open_file, walk};
 use rustix::fs::{CWD, FileType, fstat};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use stillpoint_repository::Node;
 
 /// A file that changes while it is read is read again this often.
@@ -30,9 +31,43 @@ pub(super) struct Marked {
     pub(super) doubts: Vec<String>,
 }
 
+impl Marked {
+    /// Where these inodes are in the tree.
+    pub(super) fn paths(&self, inodes: &HashSet<u64>) -> Vec<PathBuf> {
+        fn below(
+            entries: &[MarkedEntry],
+            path: &Path,
+            inodes: &HashSet<u64>,
+            found: &mut Vec<PathBuf>,
+        ) {
+            for entry in entries {
+                if inodes.contains(&entry.inode) {
+                    found.push(path.join(&entry.name));
+                }
+                if let Some(children) = &entry.children {
+                    below(children, &path.join(&entry.name), inodes, found);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        below(&self.top, Path::new(""), inodes, &mut found);
+        found
+    }
+
+    /// Somebody changed the file at `path` although all who may were held.
+    pub(super) fn doubt_late(&mut self, path: &Path) {
+        let doubt = format!("{} was changed while requests were held", display(path));
+        if !self.doubts.contains(&doubt) {
+            self.doubts.push(doubt);
+        }
+    }
+}
+
 /// One entry of the tree.
 pub(super) struct MarkedEntry {
     pub(super) name: OsString,
+    pub(super) inode: u64,
+    pub(super) kind: FileType,
     pub(super) what: What,
     pub(super) children: Option<Vec<MarkedEntry>>,
 }
@@ -53,16 +88,36 @@ pub(super) fn mark(
     cache: &Cache,
 ) -> io::Result<Marked> {
     let directory = open_directory(CWD, root)?;
-    let (file_system, _) = file_system(&directory)?;
-    // Requests are held and the services stand still: what is stamped later was held by nobody.
-    let begun = file_system_now(&directory);
-    let mut marker = Marker {
-        root,
-        apart,
-        cache,
-        begun,
-        open: vec![Level::default()],
-        marked: Marked {
+    let mut marker = Marker::begin(root, &directory, apart, cache)?;
+    walk(directory.as_fd(), Path::new(""), filter, &mut marker)?;
+    let top = marker.walked();
+    marker.end(&directory, top)
+}
+
+/// Takes in what belongs to a mark.
+pub(super) struct Marker<'a> {
+    root: &'a Path,
+    apart: &'a Apart,
+    cache: &'a Cache,
+    /// When the mark began, by the file system's clock.
+    begun: Nanoseconds,
+    /// The directories that the walk is in, outermost first.
+    open: Vec<Level>,
+    pub(super) marked: Marked,
+}
+
+impl<'a> Marker<'a> {
+    /// A mark of `root`, whose `directory` is open.
+    pub(super) fn begin(
+        root: &'a Path,
+        directory: &OwnedFd,
+        apart: &'a Apart,
+        cache: &'a Cache,
+    ) -> io::Result<Self> {
+        let (file_system, _) = file_system(directory)?;
+        // Requests are held and the services stand still: what is stamped later was held by nobody.
+        let begun = file_system_now(directory);
+        let marked = Marked {
             file_system,
             entries: 0,
             delta_files: 0,
@@ -72,31 +127,31 @@ pub(super) fn mark(
             spool: Spool::default(),
             gaps: Vec::new(),
             doubts: Vec::new(),
-        },
-    };
-    walk(directory.as_fd(), Path::new(""), filter, &mut marker)?;
-    marker.doubt_if_late(&Identity::of(&fstat(&directory)?), Path::new(""));
-    let mut marked = marker.marked;
-    marked.top = marker.open.pop().unwrap_or_default().entries;
-    if cache.untrusted && !cache.reads_whole() {
-        marked.doubts.push(format!(
-            "it is on {}, where a store to a mapped file may not show, and too large to be read \
-             whole inside the hold",
-            marked.file_system
-        ));
+        };
+        Ok(Self { root, apart, cache, begun, open: vec![Level::default()], marked })
     }
-    Ok(marked)
-}
 
-struct Marker<'a> {
-    root: &'a Path,
-    apart: &'a Apart,
-    cache: &'a Cache,
-    /// When the mark began, by the file system's clock.
-    begun: Nanoseconds,
-    /// The directories that the walk is in, outermost first.
-    open: Vec<Level>,
-    marked: Marked,
+    /// The entries of the directory that was walked, for the next walk to begin anew.
+    pub(super) fn walked(&mut self) -> Vec<MarkedEntry> {
+        let top = self.open.pop().unwrap_or_default().entries;
+        self.open = vec![Level::default()];
+        top
+    }
+
+    /// The mark, with the tree that it fixed.
+    pub(super) fn end(mut self, directory: &OwnedFd, top: Vec<MarkedEntry>) -> io::Result<Marked> {
+        self.doubt_if_late(&Identity::of(&fstat(directory)?), Path::new(""));
+        let mut marked = self.marked;
+        marked.top = top;
+        if self.cache.untrusted && !self.cache.reads_whole() {
+            marked.doubts.push(format!(
+                "it is on {}, where a store to a mapped file may not show, and too large to be \
+                 read whole inside the hold",
+                marked.file_system
+            ));
+        }
+        Ok(marked)
+    }
 }
 
 /// A directory that the walk is in.
@@ -109,26 +164,12 @@ struct Level {
 
 impl Visitor for Marker<'_> {
     fn entry(&mut self, entry: &Entry, parent: BorrowedFd<'_>) -> io::Result<()> {
-        let Identity { device, inode, .. } = entry.identity;
-        if self.apart.has(&entry.identity) {
-            let why = "it is a service's own file, and captured there: `exclude` it here";
-            self.gap(&entry.path, why.to_owned());
-            return Ok(());
+        if let Some(what) = self.look(entry, parent)? {
+            self.marked.entries += 1;
+            self.push(entry, what);
+        } else if entry.kind == FileType::Directory {
+            self.open.push(Level { lost: true, ..Level::default() });
         }
-        self.doubt_if_late(&entry.identity, &entry.path);
-        let what = if self.cache.settled(&entry.identity).is_some() {
-            What::Known { device, inode }
-        } else {
-            let Some(what) = self.fresh(entry, parent)? else {
-                if entry.kind == FileType::Directory {
-                    self.open.push(Level { lost: true, ..Level::default() });
-                }
-                return Ok(());
-            };
-            what
-        };
-        self.marked.entries += 1;
-        self.push(entry, what);
         Ok(())
     }
 
@@ -152,10 +193,29 @@ impl Visitor for Marker<'_> {
 }
 
 impl Marker<'_> {
+    /// What is to be stored of an entry; `None` if it has no place in the tree, and why is noted.
+    pub(super) fn look(
+        &mut self,
+        entry: &Entry,
+        parent: BorrowedFd<'_>,
+    ) -> io::Result<Option<What>> {
+        if self.apart.has(&entry.identity) {
+            let why = "it is a service's own file, and captured there: `exclude` it here";
+            self.gap(&entry.path, why.to_owned());
+            return Ok(None);
+        }
+        self.doubt_if_late(&entry.identity, &entry.path);
+        if self.cache.settled(&entry.identity).is_some() {
+            let Identity { device, inode, .. } = entry.identity;
+            return Ok(Some(What::Known { device, inode }));
+        }
+        self.fresh(entry, parent)
+    }
+
     fn push(&mut self, entry: &Entry, what: What) {
-        let name = entry.name.clone();
+        let (name, inode, kind) = (entry.name.clone(), entry.identity.inode, entry.kind);
         if let Some(level) = self.open.last_mut() {
-            level.entries.push(MarkedEntry { name, what, children: None });
+            level.entries.push(MarkedEntry { name, inode, kind, what, children: None });
         }
         if entry.kind == FileType::Directory {
             self.open.push(Level::default());
@@ -164,7 +224,7 @@ impl Marker<'_> {
 
     fn doubt_if_late(&mut self, identity: &Identity, path: &Path) {
         if identity.ctime > self.begun {
-            self.doubt(path, "was changed while requests were held");
+            self.marked.doubt_late(path);
         }
     }
 

@@ -1,4 +1,7 @@
-//! A mount's mark must be what is on disk at that moment, whatever went on before it.
+//! A mount's mark must be what is on disk at that moment, whatever went on before it, and however
+//! it is found what changed: by the kernel's events or by a walk.
+
+mod events;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -19,6 +22,8 @@ use stillpoint_repository::{
 struct Scene {
     top: tempfile::TempDir,
     repository: Repository,
+    /// The mark walks, whatever else is possible.
+    walking: bool,
 }
 
 /// What a backup of the mount came to.
@@ -34,7 +39,12 @@ impl Scene {
         fs::create_dir(top.path().join("store")).unwrap();
         let store = Arc::new(LocalStore::new(top.path().join("store")).unwrap());
         let repository = Repository::init(store, "password").unwrap();
-        Self { top, repository }
+        Self { top, repository, walking: false }
+    }
+
+    /// A fresh scene for each way to find what changed.
+    fn each_way() -> [Self; 2] {
+        [Self::new(), Self { walking: true, ..Self::new() }]
     }
 
     fn mount(&self) -> PathBuf {
@@ -44,7 +54,8 @@ impl Scene {
     fn participant(&self, exclude: &[&str]) -> MountParticipant {
         let exclude: Vec<String> = exclude.iter().map(|e| (*e).to_owned()).collect();
         let filter = Filter::new(&exclude).unwrap();
-        MountParticipant::new("uploads".parse().unwrap(), self.mount(), filter)
+        let participant = MountParticipant::new("uploads".parse().unwrap(), self.mount(), filter);
+        if self.walking { participant.walking() } else { participant }
     }
 
     /// Prepare; then `between`; then mark and capture.
@@ -133,62 +144,65 @@ fn open(path: &Path) -> File {
 
 #[test]
 fn every_kind_of_file_comes_back_as_it_was() {
-    let scene = Scene::new();
-    let mount = scene.mount();
-    fs::create_dir_all(mount.join("a/b/c")).unwrap();
-    write(&mount.join("a/b/file"), "text");
-    write(&mount.join("empty"), "");
-    write(&mount.join("large"), vec![5_u8; 3 << 20]);
-    symlink("a/b/file", mount.join("link")).unwrap();
-    symlink("nowhere", mount.join("dangling")).unwrap();
-    fs::hard_link(mount.join("large"), mount.join("a/large")).unwrap();
-    fs::set_permissions(mount.join("a/b/file"), fs::Permissions::from_mode(0o640)).unwrap();
-    let taken = scene.take(scene.participant(&[]), || {});
-    scene.assert_same(&taken);
-    assert!(taken.account.gaps.is_empty() && taken.account.doubts.is_empty());
+    for scene in Scene::each_way() {
+        let mount = scene.mount();
+        fs::create_dir_all(mount.join("a/b/c")).unwrap();
+        write(&mount.join("a/b/file"), "text");
+        write(&mount.join("empty"), "");
+        write(&mount.join("large"), vec![5_u8; 3 << 20]);
+        symlink("a/b/file", mount.join("link")).unwrap();
+        symlink("nowhere", mount.join("dangling")).unwrap();
+        fs::hard_link(mount.join("large"), mount.join("a/large")).unwrap();
+        fs::set_permissions(mount.join("a/b/file"), fs::Permissions::from_mode(0o640)).unwrap();
+        let taken = scene.take(scene.participant(&[]), || {});
+        scene.assert_same(&taken);
+        assert!(taken.account.gaps.is_empty() && taken.account.doubts.is_empty());
+    }
 }
 
 #[test]
 fn what_changes_between_prepare_and_mark_is_as_at_the_mark() {
-    let scene = Scene::new();
-    let mount = scene.mount();
-    for name in ["grows", "shrinks", "vanishes", "same-size", "mode", "replaced"] {
-        write(&mount.join(name), "0123456789");
+    for scene in Scene::each_way() {
+        let mount = scene.mount();
+        for name in ["grows", "shrinks", "vanishes", "same-size", "mode", "replaced"] {
+            write(&mount.join(name), "0123456789");
+        }
+        fs::create_dir_all(mount.join("old-name/deep")).unwrap();
+        write(&mount.join("old-name/deep/child"), "child");
+        let taken = scene.take(scene.participant(&[]), || {
+            open(&mount.join("shrinks")).set_len(3).unwrap();
+            let mut grows = OpenOptions::new().append(true).open(mount.join("grows")).unwrap();
+            grows.write_all(b"more").unwrap();
+            fs::remove_file(mount.join("vanishes")).unwrap();
+            // The same size and a modification time that lies: only ctime tells.
+            let before = fs::metadata(mount.join("same-size")).unwrap().modified().unwrap();
+            let mut file = open(&mount.join("same-size"));
+            file.write_all(b"9876543210").unwrap();
+            file.set_modified(before).unwrap();
+            fs::set_permissions(mount.join("mode"), fs::Permissions::from_mode(0o600)).unwrap();
+            write(&mount.join("new"), "new");
+            fs::rename(mount.join("new"), mount.join("replaced")).unwrap();
+            fs::rename(mount.join("old-name"), mount.join("new-name")).unwrap();
+        });
+        scene.assert_same(&taken);
     }
-    fs::create_dir_all(mount.join("old-name/deep")).unwrap();
-    write(&mount.join("old-name/deep/child"), "child");
-    let taken = scene.take(scene.participant(&[]), || {
-        open(&mount.join("shrinks")).set_len(3).unwrap();
-        let mut grows = OpenOptions::new().append(true).open(mount.join("grows")).unwrap();
-        grows.write_all(b"more").unwrap();
-        fs::remove_file(mount.join("vanishes")).unwrap();
-        // The same size and a modification time that lies: only ctime tells.
-        let before = fs::metadata(mount.join("same-size")).unwrap().modified().unwrap();
-        let mut file = open(&mount.join("same-size"));
-        file.write_all(b"9876543210").unwrap();
-        file.set_modified(before).unwrap();
-        fs::set_permissions(mount.join("mode"), fs::Permissions::from_mode(0o600)).unwrap();
-        write(&mount.join("new"), "new");
-        fs::rename(mount.join("new"), mount.join("replaced")).unwrap();
-        fs::rename(mount.join("old-name"), mount.join("new-name")).unwrap();
-    });
-    scene.assert_same(&taken);
 }
 
 #[test]
 fn two_directories_that_changed_names_are_not_mistaken_for_one_another() {
-    let scene = Scene::new();
-    let mount = scene.mount();
-    for (name, content) in [("a", "aaaa"), ("b", "bbbb")] {
-        fs::create_dir(mount.join(name)).unwrap();
-        write(&mount.join(name).join("x"), content);
+    for scene in Scene::each_way() {
+        let mount = scene.mount();
+        for (name, content) in [("a", "aaaa"), ("b", "bbbb")] {
+            fs::create_dir(mount.join(name)).unwrap();
+            write(&mount.join(name).join("x"), content);
+        }
+        let taken = scene.take(scene.participant(&[]), || {
+            fs::rename(mount.join("a"), mount.join("t")).unwrap();
+            fs::rename(mount.join("b"), mount.join("a")).unwrap();
+            fs::rename(mount.join("t"), mount.join("b")).unwrap();
+        });
+        scene.assert_same(&taken);
     }
-    let taken = scene.take(scene.participant(&[]), || {
-        fs::rename(mount.join("a"), mount.join("t")).unwrap();
-        fs::rename(mount.join("b"), mount.join("a")).unwrap();
-        fs::rename(mount.join("t"), mount.join("b")).unwrap();
-    });
-    scene.assert_same(&taken);
 }
 
 /// A shared mapping, held by another program, since this one has no unsafe code.
@@ -229,46 +243,49 @@ impl Drop for Mapped {
 
 #[test]
 fn a_store_through_a_mapping_that_was_dirty_before_prepare_is_seen() {
-    let scene = Scene::new();
-    let path = scene.mount().join("mapped");
-    write(&path, vec![b'a'; 1 << 16]);
-    let mut mapped = Mapped::open(&path);
-    mapped.store(0, b'b');
-    let taken = scene.take(scene.participant(&[]), || mapped.store(70, b'c'));
-    scene.assert_same(&taken);
+    for scene in Scene::each_way() {
+        let path = scene.mount().join("mapped");
+        write(&path, vec![b'a'; 1 << 16]);
+        let mut mapped = Mapped::open(&path);
+        mapped.store(0, b'b');
+        let taken = scene.take(scene.participant(&[]), || mapped.store(70, b'c'));
+        scene.assert_same(&taken);
+    }
 }
 
 #[test]
 fn what_is_excluded_is_left_out_and_our_own_staging_too() {
-    let scene = Scene::new();
-    let mount = scene.mount();
-    for name in ["kept", "a.tmp"] {
-        write(&mount.join(name), name);
+    for scene in Scene::each_way() {
+        let mount = scene.mount();
+        for name in ["kept", "a.tmp"] {
+            write(&mount.join(name), name);
+        }
+        fs::create_dir(mount.join("cache")).unwrap();
+        write(&mount.join("cache/x"), "x");
+        fs::create_dir(mount.join(".stillpoint-abc")).unwrap();
+        let taken = scene.take(scene.participant(&["*.tmp", "/cache"]), || {});
+        let nodes = scene.reader().tree(&taken.tree).unwrap().nodes;
+        let names: Vec<_> = nodes.iter().map(|node| node.name.clone()).collect();
+        assert_eq!(names, ["kept"]);
     }
-    fs::create_dir(mount.join("cache")).unwrap();
-    write(&mount.join("cache/x"), "x");
-    fs::create_dir(mount.join(".stillpoint-abc")).unwrap();
-    let taken = scene.take(scene.participant(&["*.tmp", "/cache"]), || {});
-    let nodes = scene.reader().tree(&taken.tree).unwrap().nodes;
-    let names: Vec<_> = nodes.iter().map(|node| node.name.clone()).collect();
-    assert_eq!(names, ["kept"]);
 }
 
 #[test]
 fn a_changing_mount_is_marked_as_it_is_when_the_changes_stop() {
-    let scene = Scene::new();
-    let mount = scene.mount();
-    for round in 0..8 {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopping, directory) = (Arc::clone(&stop), mount.clone());
-        let chaos = std::thread::spawn(move || wreak(&directory, round, &stopping));
-        let taken = scene.take(scene.participant(&[]), || {
-            stop.store(true, Ordering::Relaxed);
-            chaos.join().unwrap();
-        });
-        scene.assert_same(&taken);
-        assert!(taken.account.gaps.is_empty(), "{:?}", taken.account.gaps);
-        assert!(taken.account.doubts.is_empty(), "{:?}", taken.account.doubts);
+    for scene in Scene::each_way() {
+        let mount = scene.mount();
+        for round in 0..8 {
+            let stop = Arc::new(AtomicBool::new(false));
+            let (stopping, directory) = (Arc::clone(&stop), mount.clone());
+            let chaos = std::thread::spawn(move || wreak(&directory, round, &stopping));
+            let taken = scene.take(scene.participant(&[]), || {
+                stop.store(true, Ordering::Relaxed);
+                chaos.join().unwrap();
+            });
+            scene.assert_same(&taken);
+            assert!(taken.account.gaps.is_empty(), "{:?}", taken.account.gaps);
+            assert!(taken.account.doubts.is_empty(), "{:?}", taken.account.doubts);
+        }
     }
 }
 
@@ -336,56 +353,64 @@ fn a_mount_that_is_reached_by_a_symbolic_link_is_captured() {
 
 #[test]
 fn who_changes_a_mount_in_the_mark_is_noticed() {
-    let scene = Scene::new();
-    let mount = scene.mount();
-    for number in 0..3000 {
-        write(&mount.join(format!("f{number}")), "content");
-    }
-    let stop = Arc::new(AtomicBool::new(false));
-    let (stopping, path) = (Arc::clone(&stop), mount.join("f1500"));
-    let writer = std::thread::spawn(move || {
-        while !stopping.load(Ordering::Relaxed) {
-            open(&path).write_all(b"changed").unwrap();
+    for scene in Scene::each_way() {
+        let mount = scene.mount();
+        for number in 0..1000 {
+            write(&mount.join(format!("f{number}")), "content");
         }
-    });
-    let taken = scene.take(scene.participant(&[]), || {});
-    stop.store(true, Ordering::Relaxed);
-    writer.join().unwrap();
-    let doubts = &taken.account.doubts;
-    assert!(doubts.iter().any(|doubt| doubt.contains("f1500")), "{doubts:?}");
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopping, path) = (Arc::clone(&stop), mount.join("f500"));
+        let writer = std::thread::spawn(move || {
+            while !stopping.load(Ordering::Relaxed) {
+                open(&path).write_all(b"changed").unwrap();
+            }
+        });
+        // Much is to be read in the mark, so that it takes its time.
+        let taken = scene.take(scene.participant(&[]), || {
+            for number in 0..1000 {
+                write(&mount.join(format!("f{number}")), "content again");
+            }
+        });
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+        let doubts = &taken.account.doubts;
+        assert!(doubts.iter().any(|doubt| doubt.contains("f500")), "{doubts:?}");
+    }
 }
 
 #[test]
 fn a_counter_stands_still_with_the_mount_and_moves_with_it() {
-    let scene = Scene::new();
-    write(&scene.mount().join("file"), "text");
-    let writer = scene.repository.writer(WriterOptions::default()).unwrap();
-    let mut participant = scene.participant(&["*.tmp"]);
-    participant.prepare(&writer, &Silent).unwrap();
-    let first = participant.counter().unwrap().expect("a small mount is watched");
-    write(&scene.mount().join("file.tmp"), "excluded");
-    fs::remove_file(scene.mount().join("file.tmp")).unwrap();
-    assert_eq!(participant.counter().unwrap().as_ref(), Some(&first));
-    write(&scene.mount().join("other"), "text");
-    assert_ne!(participant.counter().unwrap(), Some(first));
-    drop(participant);
-    writer.abandon().unwrap();
+    for scene in Scene::each_way() {
+        write(&scene.mount().join("file"), "text");
+        let writer = scene.repository.writer(WriterOptions::default()).unwrap();
+        let mut participant = scene.participant(&["*.tmp"]);
+        participant.prepare(&writer, &Silent).unwrap();
+        let first = participant.counter().unwrap().expect("a small mount is watched");
+        write(&scene.mount().join("file.tmp"), "excluded");
+        fs::remove_file(scene.mount().join("file.tmp")).unwrap();
+        assert_eq!(participant.counter().unwrap().as_ref(), Some(&first));
+        write(&scene.mount().join("other"), "text");
+        assert_ne!(participant.counter().unwrap(), Some(first));
+        drop(participant);
+        writer.abandon().unwrap();
+    }
 }
 
 #[test]
 fn a_services_own_file_is_left_out_by_any_path_and_named() {
-    let scene = Scene::new();
-    let database = scene.top.path().join("app.db");
-    write(&database, "locked");
-    fs::hard_link(&database, scene.mount().join("linked.db")).unwrap();
-    write(&scene.mount().join("other"), "text");
-    let participant = scene.participant(&[]).keeping_apart(vec![database]);
-    let taken = scene.take(participant, || {});
-    let gaps = &taken.account.gaps;
-    assert_eq!(gaps.len(), 1);
-    assert_eq!(gaps[0].what, "linked.db");
-    let nodes = scene.reader().tree(&taken.tree).unwrap().nodes;
-    assert_eq!(nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>(), ["other"]);
+    for scene in Scene::each_way() {
+        let database = scene.top.path().join("app.db");
+        write(&database, "locked");
+        fs::hard_link(&database, scene.mount().join("linked.db")).unwrap();
+        write(&scene.mount().join("other"), "text");
+        let participant = scene.participant(&[]).keeping_apart(vec![database]);
+        let taken = scene.take(participant, || {});
+        let gaps = &taken.account.gaps;
+        assert_eq!(gaps.len(), 1);
+        assert_eq!(gaps[0].what, "linked.db");
+        let nodes = scene.reader().tree(&taken.tree).unwrap().nodes;
+        assert_eq!(nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>(), ["other"]);
+    }
 }
 
 #[test]
