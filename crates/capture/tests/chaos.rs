@@ -368,14 +368,45 @@ impl Drop for Mapped {
     }
 }
 
+const ROUNDS: usize = 5;
+
+/// Files that the writers leave alone, so that prepare comes to trust them.
+fn make_calm(top: &Path) {
+    for round in 0..ROUNDS {
+        let directory = top.join(format!("calm{round}"));
+        fs::create_dir(&directory).unwrap();
+        for name in ["rewritten", "mode", "attribute", "linked", "moved", "removed"] {
+            File::create(directory.join(name)).unwrap().write_all(b"0123456789").unwrap();
+        }
+    }
+}
+
+/// Changes what prepare trusts, and at last the name of the directory above it.
+fn disturb(top: &Path, round: usize) {
+    let directory = top.join(format!("calm{round}"));
+    let file = OpenOptions::new().write(true).open(directory.join("rewritten")).unwrap();
+    let before = file.metadata().unwrap().modified().unwrap();
+    file.write_all_at(b"9876543210", 0).unwrap();
+    file.set_modified(before).unwrap();
+    fs::set_permissions(directory.join("mode"), Permissions::from_mode(0o604)).unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(directory.join("attribute"), "user.new", b"1", flags).unwrap();
+    fs::hard_link(directory.join("linked"), top.join(format!("linked{round}"))).unwrap();
+    fs::rename(directory.join("moved"), top.join(format!("moved{round}"))).unwrap();
+    fs::remove_file(directory.join("removed")).unwrap();
+    fs::rename(&directory, top.join(format!("renamed{round}"))).unwrap();
+}
+
 #[test]
 fn what_writers_left_when_they_were_held_is_captured_to_the_last_bit() {
     let scene = Scene::new();
     let mount = scene.mount();
+    make_calm(&mount);
     let writers = Writers::start(&mount, 1);
-    for round in 0..5 {
+    for round in 0..ROUNDS {
         writers.go_on(2000);
         let outcome = scene.take(|participant| {
+            disturb(&mount, round);
             writers.held(|| {
                 participant.mark().unwrap();
                 copy(&mount)
