@@ -20,8 +20,8 @@ fn the_demo_holds_what_it_promises_and_restic_reads_what_it_stored() {
     let services = ["--services", "all", "--backups", "2", "--orders", "150", "--pictures", "300"];
     let output =
         demo(&["--json", "--seconds", "4", "--keep"]).arg(&keep).args(services).output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}{text}", stderr(&output));
     let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!(report["requests_failed"], 0);
     assert_eq!(report["consistency"], "consistent");
