@@ -72,7 +72,7 @@ fn copy(top: &Path) -> Copy {
     let mut first = HashMap::new();
     for (path, seen) in &mut copy {
         if let Some((_, file)) = &mut seen.names {
-            *file = first.entry(file.clone()).or_insert_with(|| path.clone()).clone();
+            file.clone_from(first.entry(file.clone()).or_insert_with(|| path.clone()));
         }
     }
     copy
@@ -299,7 +299,9 @@ fn step(top: &Path, random: &mut Random) {
         }
         3 => drop(opened(OpenOptions::new().append(true)).and_then(|mut f| f.write_all(b"tail"))),
         4 => {
-            drop(opened(OpenOptions::new().write(true)).and_then(|f| f.set_len(random.below(5000))))
+            drop(
+                opened(OpenOptions::new().write(true)).and_then(|f| f.set_len(random.below(5000))),
+            );
         }
         5 => {
             // The same size, and a modification time that lies.
@@ -335,7 +337,7 @@ struct Mapped(std::process::Child);
 
 impl Mapped {
     fn open(path: &Path, seed: u64) -> Self {
-        File::create(path).unwrap().write_all(&[0; 1 << 18]).unwrap();
+        File::create(path).unwrap().write_all(&vec![0; 1 << 18]).unwrap();
         let script = "import mmap, random, sys\n\
             random.seed(int(sys.argv[2]))\n\
             f = open(sys.argv[1], 'r+b')\n\

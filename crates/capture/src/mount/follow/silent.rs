@@ -41,9 +41,9 @@ pub(in super::super) fn open_for_writing() -> Result<HashSet<u64>, String> {
         let looked = descriptors(process.as_fd(), &mut inodes)
             .and_then(|()| mappings(process.as_fd(), &mut inodes));
         match looked {
-            Ok(()) => {}
+            // It may have ended meanwhile, too.
+            Ok(()) | Err(Errno::NOENT | Errno::SRCH) => {}
             Err(Errno::ACCESS | Errno::PERM) if name == INIT => {}
-            Err(Errno::NOENT | Errno::SRCH) => {}
             Err(error) => return Err(hidden(&name, error)),
         }
     }
